@@ -1,0 +1,1 @@
+"""IL-Rec and discrete soft actor-critic."""

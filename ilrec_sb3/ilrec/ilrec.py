@@ -1,0 +1,356 @@
+"""IL-Rec: imitation-enhanced reinforcement learning for recommendation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from tqdm import tqdm
+
+from ilrec_sb3.common.buffers import DemonstrationBuffer, DemonstrationSamples
+from ilrec_sb3.ilrec.discriminator import (
+    DiscriminatorConfig,
+    DiscriminatorTrainer,
+    ItemRewardNet,
+    StateActions,
+)
+from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, _prefixed, _unprefixed
+from ilrec_sb3.ilrec.policies import ILRecPolicy
+from ilrec_sb3.ilrec.weighting import (
+    WeightStatistics,
+    advantage,
+    combine,
+    fit_value,
+    log_env_weight,
+    log_irl_weight,
+    normalise,
+    weight_statistics,
+)
+from recsim_env.trajectories import Trajectory, load_trajectories
+
+__all__ = ["ILRec"]
+
+SelfILRec = TypeVar("SelfILRec", bound="ILRec")
+Demonstrations = Sequence[Trajectory] | str | Path
+
+logger = logging.getLogger(__name__)
+
+
+class ILRec(DiscreteSAC):
+    """Learns from weighted demonstrations and goes beyond them in the simulator.
+
+    Paper: Zhang et al., Beyond Static LLM Policies: Imitation-Enhanced Reinforcement Learning for Recommendation
+    (2025), arXiv 2510.13229, section IV-B and IV-C, equations 13 to 23.
+
+    Before the first env step, demonstrations are weighted by their advantage (eq. 15 to 17) and by a discriminator
+    that tells them from the policy's own actions (eq. 13, 18, 19), and the policy and the critics learn from them
+    alone. Then `DiscreteSAC` learns in the environment; a share of each batch is demonstrated transitions drawn in
+    proportion to their weights (eq. 23), the imitation loss (eq. 20) is added with a factor that decays, and the
+    discriminator is retrained and the weights are computed anew from time to time.
+
+    Where this differs from the print:
+
+    - Eq. 13 lacks its first minus; eq. 21 subtracts the entropy. Both signs are as they must be here (see
+      `ilrec_sb3.ilrec.discriminator` and `ilrec_sb3.ilrec.losses`).
+    - The log-probability of the current policy is part of the discriminator's logit, as in adversarial inverse RL
+      (Fu et al., 2018), so that at its optimum f is a reward and not a density ratio.
+    - lambda_imit decays to 0 over ``imitation_steps``: demonstrations are good, not optimal, and a constant factor
+      holds the policy back once it is better than they are.
+
+    Args:
+        policy: As in `DiscreteSAC`.
+        env: As in `DiscreteSAC`.
+        demonstrations: Trajectories with observations of this environment, the path of a trajectory file, or None:
+            then those that the environment's prepared dataset carries (recorded sessions of a language model, or the
+            package's scripted explorer). Without any, this is `DiscreteSAC`.
+        imitation_coef: lambda_imit (eq. 22), in units of reward per nat. Raising it holds the policy closer to the
+            demonstrations. The paper tries 0.1 to 2.
+        imitation_steps: Env steps over which lambda_imit falls linearly to 0; None keeps it.
+        demonstration_share: Demonstrated transitions in a gradient step, as a share of ``batch_size``; it decays with
+            lambda_imit.
+        warm_start_steps: Gradient steps on the demonstrations before the first env step.
+        beta: Temperature of w_env (eq. 17), in units of reward. Raising it weights demonstrations more alike. The
+            paper tries 0.1 to 10.
+        alpha: Share of w_env in the weight (eq. 19), the rest is w_IRL's. The paper tries 0.25 to 0.75.
+        irl_gamma: Exponent of w_IRL (eq. 18): how far the discriminator is trusted.
+        weight_bounds: Weights are clipped to these after being brought to mean 1.
+        discriminator_every: Env steps between retrainings of the discriminator.
+        discriminator_steps: Gradient steps of each retraining.
+        discriminator_config: How the discriminator is trained.
+        learning_rate, buffer_size, learning_starts, batch_size, tau, gamma, updates_per_step, n_steps, ent_coef,
+            target_entropy, n_sessions, policy_kwargs, verbose, seed, device, **kwargs: As in `DiscreteSAC`.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ILRecPolicy],
+        env: GymEnv | str | None,
+        demonstrations: Demonstrations | None = None,
+        learning_rate: float | Schedule = 1e-3,
+        imitation_coef: float = 0.5,
+        imitation_steps: int | None = 20_000,
+        demonstration_share: float = 0.25,
+        warm_start_steps: int = 500,
+        beta: float = 10.0,
+        alpha: float = 0.5,
+        irl_gamma: float = 1.0,
+        weight_bounds: tuple[float, float] = (0.01, 10.0),
+        discriminator_every: int = 5_000,
+        discriminator_steps: int = 100,
+        discriminator_config: DiscriminatorConfig | None = None,
+        *,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, fits, expected in (
+            ("imitation_coef", imitation_coef, imitation_coef >= 0, "0 or more"),
+            ("demonstration_share", demonstration_share, demonstration_share >= 0, "0 or more"),
+            ("warm_start_steps", warm_start_steps, warm_start_steps >= 0, "0 or more"),
+            ("beta", beta, beta > 0, "a number above 0"),
+            ("alpha", alpha, 0 <= alpha <= 1, "a share from 0 to 1"),
+            ("irl_gamma", irl_gamma, irl_gamma >= 0, "0 or more"),
+            ("discriminator_every", discriminator_every, discriminator_every > 0, "1 or more"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}={value} came; expected {expected}.")
+        self.imitation_coef = imitation_coef
+        self.imitation_steps = imitation_steps
+        self.demonstration_share = demonstration_share
+        self.warm_start_steps = warm_start_steps
+        self.beta = beta
+        self.alpha = alpha
+        self.irl_gamma = irl_gamma
+        self.weight_bounds = weight_bounds
+        self.discriminator_every = discriminator_every
+        self.discriminator_steps = discriminator_steps
+        self.discriminator_config = discriminator_config
+        self._given = demonstrations
+        self._warm = False
+        self._trained_at = 0
+        self.demonstration_buffer: DemonstrationBuffer | None = None
+        self.discriminator: DiscriminatorTrainer | None = None
+        self._log_env: th.Tensor | None = None
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            _init_setup_model=_init_setup_model,
+            **kwargs,
+        )
+
+    # -- set-up ------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        features = self.policy.item_features
+        net = ItemRewardNet(
+            self.policy.flat.flat_space,
+            self.action_space,
+            None if features is None else features.detach().cpu(),
+        ).to(self.device)
+        self.discriminator = DiscriminatorTrainer(
+            net, self.discriminator_config, seed=self.seed or 0
+        )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._setup_learn(*args, **kwargs)
+        if not self._warm:
+            self._load_demonstrations()
+            if self.demonstration_buffer is not None:
+                self._warm_start(progress=bool(kwargs.get("progress_bar", False)))
+            self._warm = True
+        return result
+
+    def _load_demonstrations(self) -> None:
+        """Reads the demonstrations and estimates the advantage of each step (eq. 15 to 17)."""
+        if self.demonstration_buffer is not None:
+            return
+        trajectories = self._find_demonstrations()
+        if not trajectories:
+            logger.warning(
+                "No demonstrations came and the environment carries none: ILRec learns as DiscreteSAC does."
+            )
+            return
+        size = self.policy.flat.size
+        found = {t.observations.shape[1] for t in trajectories}
+        if found != {size}:
+            raise ValueError(
+                f"Demonstrations with observations of {sorted(found)} numbers came, the environment "
+                f"gives {size}: replay them in this environment."
+            )
+        buffer = DemonstrationBuffer(
+            trajectories, self.gamma, device=self.device, n_steps=self.n_step_returns
+        )
+        self.demonstration_buffer = buffer
+        returns = th.from_numpy(buffer.returns)
+        fit = fit_value(
+            th.from_numpy(buffer.observations),
+            returns,
+            th.from_numpy(buffer.sessions),
+            seed=self.seed or 0,
+        )
+        self._log_env = log_env_weight(advantage(returns, fit.values), self.beta)
+        logger.info(
+            "%d demonstrated steps of %d sessions; V_demo explains %.0f %% of their returns' variance.",
+            len(buffer),
+            len(trajectories),
+            100 * (1 - fit.error / max(fit.constant_error, 1e-12)),
+        )
+
+    def _find_demonstrations(self) -> list[Trajectory]:
+        if isinstance(self._given, (str, Path)):
+            return load_trajectories(self._given)
+        if self._given is not None:
+            return list(self._given)
+        assert self.env is not None
+        inner = getattr(self.env, "env", self.env)
+        own: Callable[[], list[Trajectory]] | None = getattr(inner, "demonstrations", None)
+        if callable(own):
+            return own()
+        if self.env.has_attr("demonstrations"):
+            return list(self.env.env_method("demonstrations", indices=0)[0])
+        return []
+
+    # -- weights -----------------------------------------------------------------------------------
+
+    def _imitation_coefficient(self) -> float:
+        return self.imitation_coef * self._decay()
+
+    def _decay(self) -> float:
+        """Returns the share of lambda_imit that is left at this env step."""
+        if self.imitation_steps is None:
+            return 1.0
+        return max(0.0, 1.0 - self.num_timesteps / max(self.imitation_steps, 1))
+
+    def _demonstration_batch(self, batch_size: int) -> DemonstrationSamples | None:
+        size = round(batch_size * self.demonstration_share * self._decay())
+        if self.demonstration_buffer is None or size == 0:
+            return None
+        return self.demonstration_buffer.sample(size, self.rng)
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """As in `DiscreteSAC`; retrains discriminator and weights when it is time."""
+        due = self.num_timesteps - self._trained_at >= self.discriminator_every
+        if due and self.demonstration_buffer is not None and self._decay() > 0:
+            self._trained_at = self.num_timesteps
+            self._update_weights(from_policy=True)
+        super().train(gradient_steps, batch_size)
+
+    def _update_weights(self, from_policy: bool) -> WeightStatistics:
+        """Retrains the discriminator (eq. 13) and computes the weights anew (eq. 18, 19).
+
+        Args:
+            from_policy: Whether the policy's pairs come from its own sessions (the replay buffer); else its actions
+                are drawn in demonstrated states.
+        """
+        buffer, trainer = self.demonstration_buffer, self.discriminator
+        assert buffer is not None and trainer is not None
+        stats: dict[str, list[float]] = {}
+        for _ in range(self.discriminator_steps):
+            expert = buffer.sample(self.batch_size, self.rng, weighted=False)
+            found = trainer.update(self._pairs(expert), self._policy_pairs(from_policy))
+            for name, value in found._asdict().items():
+                stats.setdefault(name, []).append(value)
+        for name, values in stats.items():
+            self.logger.record(f"discriminator/{name}", float(np.mean(values)))
+        logits = self._demonstration_logits()
+        assert self._log_env is not None
+        weights = normalise(
+            combine(self._log_env, log_irl_weight(logits, self.irl_gamma), self.alpha),
+            *self.weight_bounds,
+        )
+        buffer.set_weights(weights.numpy())
+        described = weight_statistics(weights, *self.weight_bounds)
+        for name, value in described._asdict().items():
+            self.logger.record(f"weights/{name}", value)
+        for quantile in (0.1, 0.5, 0.9):
+            name = f"weights/quantile_{quantile:.1f}"
+            self.logger.record(name, float(weights.quantile(quantile)))
+        return described
+
+    def _log_probs(self, samples: Any) -> th.Tensor:
+        with th.no_grad():
+            every = self.policy.log_probs(samples.observations, samples.action_masks)
+            return every.gather(1, samples.actions)[:, 0]
+
+    def _pairs(self, samples: Any) -> StateActions:
+        return StateActions(samples.observations, samples.actions, self._log_probs(samples))
+
+    def _policy_pairs(self, from_policy: bool) -> StateActions:
+        """Returns pairs of the current policy."""
+        assert self.demonstration_buffer is not None and self.replay_buffer is not None
+        if from_policy:
+            samples: Any = self.replay_buffer.sample(self.batch_size)
+        else:
+            samples = self.demonstration_buffer.sample(self.batch_size, self.rng, weighted=False)
+        with th.no_grad():
+            log_probs = self.policy.log_probs(samples.observations, samples.action_masks)
+            actions = th.multinomial(log_probs.exp(), 1)
+        return StateActions(samples.observations, actions, log_probs.gather(1, actions)[:, 0])
+
+    def _demonstration_logits(self, chunk: int = 1024) -> th.Tensor:
+        """Returns (N,) the discriminator's logits of all demonstrated steps."""
+        buffer, trainer = self.demonstration_buffer, self.discriminator
+        assert buffer is not None and trainer is not None
+        logits = []
+        for start in range(0, len(buffer), chunk):
+            samples = buffer.at(np.arange(start, min(start + chunk, len(buffer))))
+            logits.append(
+                trainer.logits(samples.observations, samples.actions, self._log_probs(samples))
+            )
+        return th.cat(logits).cpu()
+
+    # -- warm start --------------------------------------------------------------------------------
+
+    def _warm_start(self, progress: bool = False) -> None:
+        """Weighted imitation and critics on the demonstrations, before the first env step."""
+        buffer = self.demonstration_buffer
+        assert buffer is not None
+        self._update_weights(from_policy=False)
+        self.policy.set_training_mode(True)
+        coefficient = max(self.imitation_coef, 1.0)
+        bar = tqdm(range(self.warm_start_steps), desc="warm start", disable=not progress)
+        for step in bar:
+            demonstrated = buffer.sample(self.batch_size, self.rng)
+            self._gradient_step(self._join(None, demonstrated), coefficient, reinforce=False)
+            if step == self.warm_start_steps // 2:
+                self._update_weights(from_policy=False)
+        self.policy.set_training_mode(False)
+
+    def _acts_at_random(self, learning_starts: int) -> bool:
+        warm = self.demonstration_buffer is not None and self.warm_start_steps > 0
+        return not warm and super()._acts_at_random(learning_starts)
+
+    # -- saving ------------------------------------------------------------------------------------
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "demonstration_buffer",
+            "discriminator",
+            "_given",
+            "_log_env",
+        ]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "discriminator"], variables
+
+    def _training_state(self) -> dict[str, np.ndarray]:
+        state = super()._training_state()
+        if self.demonstration_buffer is not None and self._log_env is not None:
+            state.update(_prefixed("demonstrations", self.demonstration_buffer.state_dict()))
+            state["log_env"] = self._log_env.numpy().copy()
+        return state
+
+    def _load_training_state(self, state: dict[str, np.ndarray]) -> None:
+        super()._load_training_state(state)
+        stored = _unprefixed("demonstrations", state)
+        if stored:
+            self.demonstration_buffer = DemonstrationBuffer.from_state_dict(stored, self.device)
+            self._log_env = th.from_numpy(state["log_env"].copy())

@@ -1,0 +1,355 @@
+"""Policies of ILRec and DiscreteSAC: an actor, critics and their targets over discrete actions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from ilrec_sb3.common.masking import masked_log_softmax
+from ilrec_sb3.common.observations import FlatObservations
+from ilrec_sb3.ilrec.heads import CrossFeatures, CrossNet, ItemHead, PlainHead
+from recsim_env.dynamics import ItemContext
+
+__all__ = ["ILRecPolicy", "MlpPolicy", "MultiInputPolicy"]
+
+
+class _Scorer(nn.Module):
+    """One or more heads on one features extractor: the actor, or all critics.
+
+    Args:
+        n_heads: How many scores each action gets.
+        policy: Whose spaces, extractor and layer sizes to use.
+        scale: See the heads.
+    """
+
+    def __init__(self, n_heads: int, policy: ILRecPolicy, scale: float) -> None:
+        super().__init__()
+        self.flat = policy.flat
+        self.space = policy.observation_space
+        self.normalize_images = policy.normalize_images
+        self.extractor = policy.make_features_extractor()
+        width = self.extractor.features_dim
+        self.n_heads = n_heads
+        heads: list[nn.Module] = []
+        for _ in range(n_heads):
+            if policy.cross is not None:
+                heads.append(
+                    ItemHead(
+                        width,
+                        policy.cross,
+                        policy.net_arch,
+                        policy.item_dim,
+                        policy.activation_fn,
+                        scale,
+                    )
+                )
+            else:
+                n_actions = int(policy.action_space.n)  # type: ignore[attr-defined]
+                heads.append(
+                    PlainHead(width, n_actions, policy.net_arch, policy.activation_fn, scale)
+                )
+        self.heads = nn.ModuleList(heads)
+
+    def features(self, flat: th.Tensor) -> th.Tensor:
+        """Returns (B, features_dim) of (B, size) flat observations."""
+        observed = preprocess_obs(
+            self.flat.unflatten(flat),  # type: ignore[arg-type]
+            self.space,
+            normalize_images=self.normalize_images,
+        )
+        features: th.Tensor = self.extractor(observed)
+        return features
+
+    def forward(
+        self, flat: th.Tensor, cross: CrossFeatures | None, item_features: th.Tensor | None
+    ) -> list[th.Tensor]:
+        """Returns for each head the (B, n) scores of all actions."""
+        features = self.features(flat)
+        if cross is None:
+            return [head(features) for head in self.heads]
+        return [head(features, cross, item_features) for head in self.heads]
+
+    def pairs(
+        self,
+        flat: th.Tensor,
+        actions: th.Tensor,
+        cross: CrossFeatures | None,
+        item_features: th.Tensor | None,
+    ) -> list[th.Tensor]:
+        """Returns for each head the (B,) scores of one action for each state."""
+        features = self.features(flat)
+        if cross is None or item_features is None:
+            return [head(features).gather(1, actions)[:, 0] for head in self.heads]
+        chosen = item_features[actions[:, 0]]
+        return [head.pairs(features, cross, chosen) for head in self.heads]  # type: ignore[operator]
+
+
+class ILRecPolicy(BasePolicy):
+    """Actor, critics and target critics over discrete actions.
+
+    Where the environment says what its items are (``item_context``), scores come from item features and state-item
+    cross features (see `ilrec_sb3.ilrec.heads`); elsewhere from plain heads with one output for each action.
+
+    Args:
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of such.
+        action_space: Discrete.
+        lr_schedule: Learning rate of the algorithm.
+        net_arch: Widths of the hidden layers, of actor and critics alike.
+        activation_fn: Of the hidden layers.
+        n_critics: Number of critics; their smallest value counts.
+        item_context: What the environment says about its items; the algorithm fills it in.
+        use_item_heads: False takes plain heads even where the items are known.
+        item_dim: Width of the product of state and item.
+        value_scale: Usual size of a return, in units of reward; the critics' outputs are multiplied by it.
+        features_extractor_class: As in Stable-Baselines3.
+        features_extractor_kwargs: As in Stable-Baselines3.
+        normalize_images: As in Stable-Baselines3.
+        optimizer_class: As in Stable-Baselines3.
+        optimizer_kwargs: As in Stable-Baselines3.
+    """
+
+    actor: _Scorer
+    critic: _Scorer
+    critic_target: _Scorer
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        net_arch: Sequence[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        n_critics: int = 2,
+        item_context: ItemContext | None = None,
+        use_item_heads: bool = True,
+        item_dim: int = 64,
+        value_scale: float = 10.0,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            normalize_images=normalize_images,
+        )
+        self.net_arch = list(net_arch) if net_arch is not None else [128, 128]
+        self.activation_fn = activation_fn
+        self.n_critics = n_critics
+        self.item_context = item_context
+        self.use_item_heads = use_item_heads
+        self.item_dim = item_dim
+        self.value_scale = value_scale
+        order = None if item_context is None else list(item_context.layout.parts())
+        self.flat = FlatObservations(observation_space, order)
+        usable = (
+            item_context is not None
+            and use_item_heads
+            and item_context.n_items == int(action_space.n)
+            and self.flat.size == item_context.layout.size
+        )
+        self.cross: CrossNet | None = CrossNet(item_context) if usable and item_context else None
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = _Scorer(1, self, 1.0)
+        self.critic = _Scorer(self.n_critics, self, self.value_scale)
+        self.critic_target = _Scorer(self.n_critics, self, self.value_scale)
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        self.critic_target.train(False)
+        for parameter in self.critic_target.parameters():
+            parameter.requires_grad_(False)
+        options = self.optimizer_kwargs
+        rate = lr_schedule(1)
+        self.actor_optimizer = self.optimizer_class(
+            self.actor.parameters(),
+            lr=rate,  # type: ignore[call-arg]
+            **options,
+        )
+        self.critic_optimizer = self.optimizer_class(
+            self.critic.parameters(),
+            lr=rate,  # type: ignore[call-arg]
+            **options,
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            lr_schedule=self._dummy_schedule,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            n_critics=self.n_critics,
+            item_context=self.item_context,
+            use_item_heads=self.use_item_heads,
+            item_dim=self.item_dim,
+            value_scale=self.value_scale,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+        )
+        return data
+
+    @property
+    def item_features(self) -> th.Tensor | None:
+        """(n_items, k) features of the items, or None with plain heads."""
+        return None if self.cross is None else self.cross.features
+
+    def cross_features(self, flat: th.Tensor) -> CrossFeatures | None:
+        """Returns the cross features of (B, size) flat observations, to be shared by all networks."""
+        if self.cross is None:
+            return None
+        with th.no_grad():
+            return self.cross(flat)
+
+    def log_probs(
+        self,
+        flat: th.Tensor,
+        masks: th.Tensor | None = None,
+        cross: CrossFeatures | None = None,
+    ) -> th.Tensor:
+        """Returns (B, n) log-probabilities of all actions.
+
+        Args:
+            flat: (B, size) flat observations.
+            masks: (B, n) bool, True where allowed; None allows everything.
+            cross: Of these observations, where they were computed already.
+        """
+        if cross is None:
+            cross = self.cross_features(flat)
+        logits = self.actor(flat, cross, self.item_features)[0]
+        return masked_log_softmax(logits, masks, check=False)
+
+    def q_values(
+        self, flat: th.Tensor, cross: CrossFeatures | None = None, target: bool = False
+    ) -> th.Tensor:
+        """Returns (B, n) the smallest critic's value of all actions, as `log_probs`."""
+        if cross is None:
+            cross = self.cross_features(flat)
+        critic = self.critic_target if target else self.critic
+        values: list[th.Tensor] = critic(flat, cross, self.item_features)
+        return values[0] if len(values) == 1 else th.stack(values).amin(0)
+
+    def q_pairs(
+        self, flat: th.Tensor, actions: th.Tensor, cross: CrossFeatures | None = None
+    ) -> list[th.Tensor]:
+        """Returns each critic's (B,) value of the (B, 1) actions.
+
+        Args:
+            flat: (B, size) flat observations.
+            actions: (B, 1) int64.
+            cross: Of all actions in these observations, where they were computed already.
+        """
+        chosen = None
+        if cross is not None:
+            chosen = cross.at(actions)
+        elif self.cross is not None:
+            chosen = self.cross.pairs(flat, actions)
+        return self.critic.pairs(flat, actions, chosen, self.item_features)
+
+    def forward(
+        self,
+        obs: PyTorchObs,
+        deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """Returns (B,) actions; as `_predict`."""
+        return self._predict(obs, deterministic, action_masks)
+
+    def _predict(
+        self,
+        observation: PyTorchObs,
+        deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
+    ) -> th.Tensor:
+        log_probs = self.log_probs(self.flat.flatten_tensor(observation), action_masks)
+        if deterministic:
+            return log_probs.argmax(dim=1)
+        # the largest of log-probabilities with Gumbel noise is a draw from them
+        noise = -th.empty_like(log_probs).exponential_().log()
+        return (log_probs + noise).argmax(dim=1)
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Returns actions for observations; the signature is that of sb3-contrib's MaskablePPO.
+
+        Args:
+            observation: One observation or a batch of them.
+            state: Passed through.
+            episode_start: Not used.
+            deterministic: Whether to take the most likely action instead of a draw.
+            action_masks: (n,) or (B, n) bool, True where allowed.
+
+        Returns:
+            An action or a batch of them, and ``state``.
+        """
+        del episode_start
+        self.set_training_mode(False)
+        tensor, vectorized = self.obs_to_tensor(observation)
+        n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
+        with th.no_grad():
+            masks = None
+            if action_masks is not None:
+                array = np.asarray(action_masks, dtype=bool).reshape(-1, n_actions)
+                if not array.any(axis=1).all():
+                    raise ValueError(
+                        "action_masks came with a row that allows nothing; expected at least one "
+                        "True in each: reset the session that has nothing left to show."
+                    )
+                masks = th.as_tensor(array, device=self.device)
+            actions = self._predict(tensor, deterministic, masks).cpu().numpy()
+        return (actions if vectorized else actions.squeeze(axis=0)), state
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Sets actor and critics to training or evaluation; the targets stay in evaluation."""
+        self.actor.train(mode)
+        self.critic.train(mode)
+        self.training = mode
+
+
+MlpPolicy = ILRecPolicy
+
+
+class MultiInputPolicy(ILRecPolicy):
+    """`ILRecPolicy` for Dict observations; arguments as there."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=features_extractor_class,
+            **kwargs,
+        )

@@ -1,0 +1,514 @@
+"""The session dynamics: batched, written once.
+
+`RecEnv` is the view of one session, `RecVectorEnv` of many; planners, replays and collectors use `Dynamics` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recsim_env.errors import DataError
+from recsim_env.prepare import Prepared, Session, user_vector_for
+from recsim_env.termination import CategoryDiversity, Rule, RuleContext
+from recsim_env.trajectories import Trajectory
+
+__all__ = ["Dynamics", "ItemContext", "ObservationLayout", "Split", "State", "StepResult"]
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+Split = Literal["train", "test"]
+
+_STATE_ARRAYS = ("users", "user_vectors", "shown", "steps", "counts", "mask")
+_DRAWS = 64  # users drawn at a time, so that many sessions do not each pay for a generator call
+
+
+@dataclass(frozen=True)
+class ObservationLayout:
+    """Where the parts of a flat observation lie.
+
+    Attributes:
+        tracker: Slice of the state tracker's output.
+        user: Slice of the user vector (coordinates in ``ItemContext.user_basis``).
+        categories: Slice of the category counts in the rule's window, divided by ``count_scale``.
+        step: Slice (one number) of the items shown so far over the limit.
+        count_scale: What the counts were divided by.
+        limit: The length limit, in items.
+    """
+
+    tracker: slice
+    user: slice
+    categories: slice
+    step: slice
+    count_scale: float
+    limit: int
+
+    @property
+    def size(self) -> int:
+        """Length of the flat observation."""
+        return int(self.step.stop)
+
+    def parts(self) -> dict[str, slice]:
+        """Returns the slices by name, in order."""
+        return {
+            "tracker": self.tracker,
+            "user": self.user,
+            "categories": self.categories,
+            "step": self.step,
+        }
+
+
+@dataclass(frozen=True)
+class ItemContext:
+    """What an environment tells a policy about its items, so that any algorithm can use the same heads.
+
+    It says nothing of the session-end rule. Predicted rewards of the *train* world model follow from it:
+    ``user_offset + observation[user] @ user_basis.T``, (n, n_items), up to the rank of the basis.
+
+    Attributes:
+        layout: The parts of the observation.
+        categories: (n_items, n_categories) multi-hot.
+        text: (n_items, d) text embeddings, rows of norm 1.
+        user_basis: (n_items, K) principal item directions of the train model's predicted rewards.
+        user_offset: (n_items,) the items' mean predicted rewards.
+    """
+
+    layout: ObservationLayout
+    categories: FloatArray
+    text: FloatArray
+    user_basis: FloatArray
+    user_offset: FloatArray
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.categories)
+
+
+@dataclass
+class State:
+    """n sessions; arrays are changed in place.
+
+    Attributes:
+        users: (n,) user index, -1 for an unknown user.
+        user_vectors: (n, K) user vector.
+        shown: (n, limit) items shown in the session, oldest first.
+        steps: (n,) items shown so far.
+        counts: (n, n_categories) category counts over the last ``window - 1`` items.
+        mask: (n, n_items) True where the item was not shown in this session.
+        tracker: State of the state tracker.
+        reward_rows: Per session the rewards of all items where the user is unknown or has another history.
+        histories: Items before the session.
+    """
+
+    users: IntArray
+    user_vectors: FloatArray
+    shown: IntArray
+    steps: IntArray
+    counts: FloatArray
+    mask: BoolArray
+    tracker: dict[str, NDArray[Any]]
+    reward_rows: dict[int, FloatArray] = field(default_factory=dict)
+    histories: list[IntArray | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one step of n sessions.
+
+    Attributes:
+        rewards: (n,) float32 in [1, 5].
+        terminated: (n,) a rule ended the session.
+        truncated: (n,) the length limit cut the session (and no rule ended it).
+        ended_by: (n,) 0 while it goes on, k for rule number k (from 1), one more than the rules for the limit.
+    """
+
+    rewards: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+    ended_by: NDArray[np.int8]
+
+
+class Dynamics:
+    """Batched session dynamics over a prepared dataset.
+
+    Observations are built from what a recommender may know (train model, state tracker); rewards come from the
+    world model of ``split``, so a policy trained on ``"train"`` is evaluated on a model fitted on other interactions.
+
+    Args:
+        prepared: The prepared dataset.
+        split: Whose rewards: ``"train"`` or ``"test"``.
+        rules: Session-end rules, asked in order.
+        limit: Length limit in items; reaching it truncates.
+
+    Raises:
+        DataError: For a split or a limit that is not known.
+    """
+
+    def __init__(
+        self, prepared: Prepared, *, split: Split, rules: Sequence[Rule], limit: int = 100
+    ) -> None:
+        if split not in ("train", "test"):
+            raise DataError(f"split={split!r} is not known; use 'train' or 'test'.")
+        if limit < 1:
+            raise DataError(f"limit={limit} is too small; a session needs at least 1 item.")
+        self.prepared = prepared
+        self.split: Split = split
+        self.rules = tuple(rules)
+        self.limit = limit
+        self.ending_names = np.array(["", *(rule.name for rule in self.rules), "limit"], object)
+        catalogue = prepared.dataset.catalogue
+        self.n_items = prepared.dataset.n_items
+        self.n_users = prepared.dataset.n_users
+        self.categories: FloatArray = np.ascontiguousarray(catalogue.category_matrix, np.float32)
+        self.text: FloatArray = np.ascontiguousarray(prepared.text_embeddings, np.float32)
+        self.titles = np.array(catalogue.titles, object)
+        self.category_names = np.empty(self.n_items, object)
+        self.category_names[:] = catalogue.categories
+        category_rules = [rule for rule in self.rules if isinstance(rule, CategoryDiversity)]
+        self.window = category_rules[0].window if category_rules else limit
+        scale = float(category_rules[0].max_repeats) if category_rules else 4.0
+        widths = np.cumsum(
+            [
+                0,
+                prepared.tracker.dim,
+                prepared.user_basis.shape[1],
+                self.categories.shape[1],
+                1,
+            ]
+        ).tolist()
+        self.layout = ObservationLayout(
+            *(slice(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)),
+            count_scale=scale,
+            limit=limit,
+        )
+        self._table = prepared.rows(split)
+        self._histories = prepared.histories()
+        self._start = prepared.tracker.initial(self._histories)
+        self._all_rows = np.arange(0)
+
+    @property
+    def item_context(self) -> ItemContext:
+        """What a policy may know about the items."""
+        return ItemContext(
+            layout=self.layout,
+            categories=self.categories,
+            text=self.text,
+            user_basis=self.prepared.user_basis,
+            user_offset=self.prepared.user_offset,
+        )
+
+    def draw_users(self, generator: np.random.Generator) -> IntArray:
+        """Returns the next block of users of one session slot, uniform over the known users."""
+        return generator.integers(self.n_users, size=_DRAWS)
+
+    def known_users(self, users: ArrayLike) -> IntArray:
+        """Returns the indices as an array, having checked that each is a known user."""
+        array = self._checked_users(users)
+        if (array < 0).any():
+            raise DataError(
+                "an unknown user (-1) came without a history; give `history`, which may be empty."
+            )
+        return array
+
+    def history_of(self, user: int) -> IntArray:
+        """Returns the item indices of a known user's train interactions, oldest first."""
+        return self._histories[user]
+
+    def allocate(self, n: int) -> State:
+        """Returns n sessions that still have to be started with `initial`."""
+        tracker = {k: np.zeros((n, *v.shape[1:]), v.dtype) for k, v in self._start.items()}
+        return State(
+            users=np.zeros(n, np.int64),
+            user_vectors=np.zeros((n, self.prepared.user_basis.shape[1]), np.float32),
+            shown=np.zeros((n, self.limit), np.int64),
+            steps=np.zeros(n, np.int64),
+            counts=np.zeros((n, self.categories.shape[1]), np.float32),
+            mask=np.ones((n, self.n_items), bool),
+            tracker=tracker,
+            histories=[None] * n,
+        )
+
+    def initial(self, state: State, rows: IntArray, users: IntArray) -> None:
+        """Starts sessions of known users.
+
+        Args:
+            state: Changed in place.
+            rows: (m,) which sessions.
+            users: (m,) user indices.
+        """
+        state.users[rows] = users
+        state.user_vectors[rows] = self.prepared.user_vectors[users]
+        for name, values in self._start.items():
+            state.tracker[name][rows] = values[users]
+        self._clear(state, rows)
+        if state.reward_rows:
+            for row in rows.tolist():
+                state.reward_rows.pop(row, None)
+                state.histories[row] = None
+
+    def initial_from_history(
+        self, state: State, rows: IntArray, histories: Sequence[ArrayLike], users: ArrayLike
+    ) -> None:
+        """Starts sessions from given histories, of known or unknown users.
+
+        Args:
+            state: Changed in place.
+            rows: (m,) which sessions.
+            histories: Per session the item indices before it, oldest first; may be empty.
+            users: (m,) user indices, -1 for unknown users.
+
+        Raises:
+            DataError: For an item or a user that is not in the dataset.
+        """
+        known = [self._checked_items(history, "history") for history in histories]
+        users_ = self._checked_users(users)
+        state.users[rows] = users_
+        state.user_vectors[rows] = user_vector_for(self.prepared, known, users=users_)
+        for name, values in self.prepared.tracker.initial(known).items():
+            state.tracker[name][rows] = values
+        rewards = self.prepared.rows(self.split, users=users_, histories=known)
+        for k, row in enumerate(rows.tolist()):
+            state.reward_rows[row] = rewards[k]
+            state.histories[row] = known[k]
+        self._clear(state, rows)
+
+    def reward(self, state: State, items: IntArray) -> FloatArray:
+        """Returns (n,) rewards of showing ``items``, in [1, 5]."""
+        rewards = self._table[state.users, items]
+        for row, values in state.reward_rows.items():
+            rewards[row] = values[items[row]]
+        return rewards
+
+    def reward_table(self, state: State) -> FloatArray:
+        """Returns (n, n_items) the rewards of every item for every session."""
+        table = self._table[state.users]
+        for row, values in state.reward_rows.items():
+            table[row] = values
+        return table
+
+    def context(self, state: State, items: IntArray, rewards: FloatArray) -> RuleContext:
+        """Returns what the rules look at when ``items`` are shown."""
+        return RuleContext(
+            items=items,
+            rewards=rewards,
+            shown=state.shown,
+            steps=state.steps,
+            mask=state.mask,
+            categories=self.categories,
+            text=self.text,
+            counts=state.counts,
+            counts_window=self.window,
+            rows=self._rows(len(items)),
+        )
+
+    def terminal(self, state: State, items: IntArray, rewards: FloatArray) -> NDArray[np.int8]:
+        """Returns (n,) 0 where the session goes on, else the number (from 1) of the first rule that ends it."""
+        ended = np.zeros(len(items), np.int8)
+        context = self.context(state, items, rewards)
+        for number in range(len(self.rules), 0, -1):
+            ended[self.rules[number - 1](context)] = number
+        return ended
+
+    def transition(self, state: State, items: IntArray) -> None:
+        """Shows ``items``: history, category counts, mask and tracker move on, in place."""
+        rows = self._rows(len(items))
+        state.shown[rows, state.steps] = items
+        state.counts += self.categories[items]
+        if self.window <= self.limit:
+            leaving = state.steps - (self.window - 1)
+            old = np.flatnonzero(leaving >= 0)
+            if len(old):
+                state.counts[old] -= self.categories[state.shown[old, leaving[old]]]
+        state.mask[rows, items] = False
+        state.steps += 1
+        state.tracker = self.prepared.tracker.advance(state.tracker, items)
+
+    def step(self, state: State, items: IntArray) -> StepResult:
+        """Shows one item in every session: reward, rules, transition.
+
+        Args:
+            state: Changed in place. Sessions that end stay as they are until they are started again.
+            items: (n,) item indices in [0, n_items).
+        """
+        rewards = self.reward(state, items)
+        ended = self.terminal(state, items, rewards)
+        self.transition(state, items)
+        terminated = ended > 0
+        truncated = (state.steps >= self.limit) & ~terminated
+        ended[truncated] = len(self.rules) + 1
+        return StepResult(rewards, terminated, truncated, ended)
+
+    def observe(self, state: State) -> FloatArray:
+        """Returns (n, layout.size) float32 observations."""
+        layout = self.layout
+        observation = np.empty((len(state.steps), layout.size), np.float32)
+        observation[:, layout.tracker] = self.prepared.tracker.output(state.tracker)
+        observation[:, layout.user] = state.user_vectors
+        np.multiply(
+            state.counts, np.float32(1.0 / layout.count_scale), out=observation[:, layout.categories]
+        )
+        observation[:, layout.step] = (state.steps / np.float32(self.limit))[:, None]
+        return observation
+
+    def replay(
+        self,
+        sessions: Sequence[Session],
+        *,
+        observe: Callable[[State], FloatArray] | None = None,
+        chunk: int = 512,
+    ) -> list[Trajectory]:
+        """Re-runs recorded sessions under this world model and these rules.
+
+        A session is cut where a rule or the limit ends it here; where its actions run out before that, the
+        trajectory is truncated.
+
+        Args:
+            sessions: What was shown to whom.
+            observe: Gives (n, d) observations of a state; `observe` where None.
+            chunk: How many sessions run at a time.
+
+        Returns:
+            One trajectory per session that has at least one action, in order.
+        """
+        useful = [session for session in sessions if len(session.actions)]
+        result: list[Trajectory] = []
+        for start in range(0, len(useful), chunk):
+            result.extend(self._replay_chunk(useful[start : start + chunk], observe or self.observe))
+        return result
+
+    def _replay_chunk(
+        self, sessions: Sequence[Session], observe: Callable[[State], FloatArray]
+    ) -> list[Trajectory]:
+        n = len(sessions)
+        actions = [self._checked_items(session.actions, "actions") for session in sessions]
+        state = self.allocate(n)
+        self._start_sessions(state, sessions)
+        longest = min(self.limit, max(len(a) for a in actions))
+        first = observe(state)
+        observations = np.zeros((n, longest + 1, first.shape[1]), np.float32)
+        masks = np.zeros((n, longest + 1, (self.n_items + 7) // 8), np.uint8)
+        rewards = np.zeros((n, longest), np.float32)
+        ended_by = np.zeros((n, longest), np.int8)
+        observations[:, 0] = first
+        masks[:, 0] = np.packbits(state.mask, axis=1)
+        for t in range(longest):
+            items = np.array([a[t] if t < len(a) else a[-1] for a in actions], np.int64)
+            outcome = self.step(state, items)
+            rewards[:, t], ended_by[:, t] = outcome.rewards, outcome.ended_by
+            observations[:, t + 1] = observe(state)
+            masks[:, t + 1] = np.packbits(state.mask, axis=1)
+        result = []
+        for k, session in enumerate(sessions):
+            ends = np.flatnonzero(ended_by[k, : len(actions[k])])
+            length = int(ends[0]) + 1 if len(ends) else min(len(actions[k]), longest)
+            terminated = bool(len(ends)) and bool(ended_by[k, length - 1] <= len(self.rules))
+            result.append(
+                Trajectory(
+                    observations=observations[k, : length + 1].copy(),
+                    actions=actions[k][:length].copy(),
+                    rewards=rewards[k, :length].copy(),
+                    terminated=terminated,
+                    truncated=not terminated,
+                    user=int(session.user),
+                    history=tuple(int(i) for i in session.history),
+                    source=session.source,
+                    action_masks=masks[k, : length + 1].copy(),
+                    n_actions=self.n_items,
+                    extras={
+                        name: list(values[:length])
+                        for name, values in session.extras.items()
+                        if isinstance(values, (list, tuple)) and len(values) >= length
+                    },
+                )
+            )
+        return result
+
+    def state_arrays(self, state: State) -> dict[str, NDArray[Any]]:
+        """Returns a copy of a state as plain arrays, for `state_from_arrays`."""
+        given = np.array(sorted(state.reward_rows), np.int64)
+        histories = [state.histories[row] for row in given.tolist()]
+        known = [np.empty(0, np.int64) if history is None else history for history in histories]
+        arrays = {name: getattr(state, name).copy() for name in _STATE_ARRAYS}
+        arrays.update({f"tracker.{name}": a.copy() for name, a in state.tracker.items()})
+        arrays["given"] = given
+        arrays["given_rewards"] = np.array(
+            [state.reward_rows[row] for row in given.tolist()], np.float32
+        ).reshape(len(given), self.n_items)
+        arrays["given_lengths"] = np.array([len(history) for history in known], np.int64)
+        arrays["given_items"] = np.concatenate([np.empty(0, np.int64), *known])
+        return arrays
+
+    def state_from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """Returns the state that `state_arrays` described."""
+        state = self.allocate(len(arrays["steps"]))
+        for name in _STATE_ARRAYS:
+            setattr(state, name, np.array(arrays[name]))
+        prefix = "tracker."
+        state.tracker = {
+            name[len(prefix) :]: np.array(values)
+            for name, values in arrays.items()
+            if name.startswith(prefix)
+        }
+        ends = np.cumsum(arrays["given_lengths"])
+        for k, row in enumerate(np.asarray(arrays["given"]).tolist()):
+            start = int(ends[k] - arrays["given_lengths"][k])
+            state.reward_rows[row] = np.array(arrays["given_rewards"][k])
+            state.histories[row] = np.array(arrays["given_items"][start : int(ends[k])])
+        return state
+
+    def _start_sessions(self, state: State, sessions: Sequence[Session]) -> None:
+        own = [k for k, s in enumerate(sessions) if s.user >= 0 and not len(s.history)]
+        given = [k for k, s in enumerate(sessions) if s.user < 0 or len(s.history)]
+        if own:
+            users = self._checked_users([sessions[k].user for k in own])
+            self.initial(state, np.array(own), users)
+        if given:
+            self.initial_from_history(
+                state,
+                np.array(given),
+                [np.asarray(sessions[k].history, np.int64) for k in given],
+                [sessions[k].user for k in given],
+            )
+
+    def _clear(self, state: State, rows: IntArray) -> None:
+        state.steps[rows] = 0
+        state.counts[rows] = 0.0
+        state.mask[rows] = True
+
+    def _rows(self, n: int) -> IntArray:
+        if len(self._all_rows) != n:
+            self._all_rows = np.arange(n)
+        return self._all_rows
+
+    def _checked_items(self, items: ArrayLike, what: str) -> IntArray:
+        array = np.asarray(items)
+        if array.size == 0:
+            return np.empty(0, np.int64)
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise DataError(
+                f"{what} came as {array.dtype} with shape {array.shape}; give a flat list of item "
+                "indices."
+            )
+        if array.min() < 0 or array.max() >= self.n_items:
+            bad = array[(array < 0) | (array >= self.n_items)][0]
+            raise DataError(
+                f"{what} holds the item {bad}, but the catalogue of {self.prepared.dataset.name!r} has "
+                f"the indices 0 to {self.n_items - 1}; map your ids with `catalogue.item_ids.index(...)`."
+            )
+        return array.astype(np.int64)
+
+    def _checked_users(self, users: ArrayLike) -> IntArray:
+        array = np.atleast_1d(np.asarray(users, np.int64))
+        if array.size and (array.min() < -1 or array.max() >= self.n_users):
+            bad = array[(array < -1) | (array >= self.n_users)][0]
+            raise DataError(
+                f"user {bad} came, but {self.prepared.dataset.name!r} has the indices 0 to "
+                f"{self.n_users - 1}, and -1 for an unknown user; give one of these."
+            )
+        return array

@@ -1,0 +1,222 @@
+"""Policies that need no learning: the floor and the ceiling of every result table, and a scripted explorer.
+
+Each looks at the batched state and gives one item per session. Which reward table a planner sees decides what it is:
+the train model's is what a recommender may know; the test model's makes it an oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsim_env.dynamics import Dynamics, State
+from recsim_env.prepare import Session
+from recsim_env.termination import CategoryDiversity, Repeat
+
+__all__ = [
+    "Episodes",
+    "Planner",
+    "explore",
+    "explorer",
+    "greedy",
+    "oracle",
+    "random_policy",
+    "rule_aware",
+    "run_episodes",
+]
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+Planner = Callable[[Dynamics, State, np.random.Generator], IntArray]
+"""Gives (n,) items for the n sessions of a state."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Finished sessions, one entry each.
+
+    Attributes:
+        users: (m,) user index.
+        lengths: (m,) items shown.
+        returns: (m,) undiscounted sum of rewards.
+        ended_by: (m,) names of what ended them.
+        actions: The items shown, in order.
+    """
+
+    users: IntArray
+    lengths: IntArray
+    returns: FloatArray
+    ended_by: tuple[str, ...]
+    actions: tuple[tuple[int, ...], ...]
+
+
+def random_policy(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
+    """Any item, shown before or not: what an agent without any knowledge does."""
+    return generator.integers(dynamics.n_items, size=len(state.steps))
+
+
+def known_rewards(dynamics: Dynamics, state: State) -> FloatArray:
+    """Returns (n, n_items) the train model's predicted rewards, as far as the observation tells them."""
+    prepared = dynamics.prepared
+    return prepared.user_offset + state.user_vectors @ prepared.user_basis.T
+
+
+def greedy(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
+    """The item of the highest predicted reward that was not yet shown."""
+    del generator
+    scores = np.where(state.mask, known_rewards(dynamics, state), -np.inf)
+    return np.asarray(scores.argmax(axis=1))
+
+
+def _avoid_ending(dynamics: Dynamics, state: State, scores: FloatArray) -> IntArray:
+    """Returns (n,) the best item that ends no session; the best of all where each would."""
+    ends = ending_items(dynamics, state)
+    scores = np.where(state.mask, scores, -np.inf)
+    safe = np.where(ends, -np.inf, scores)
+    stuck = ~np.isfinite(safe).any(axis=1)
+    return np.asarray(np.where(stuck[:, None], scores, safe).argmax(axis=1))
+
+
+def ending_items(dynamics: Dynamics, state: State) -> NDArray[np.bool_]:
+    """Returns (n, n_items) True where showing the item would end the session by a rule.
+
+    Rules are asked item by item for the batch of sessions at once, so this works for any rule; the category rule
+    is answered as a matrix product.
+    """
+    n = len(state.steps)
+    ends = np.zeros((n, dynamics.n_items), bool)
+    for rule in dynamics.rules:
+        if isinstance(rule, Repeat):
+            ends |= ~state.mask
+        elif isinstance(rule, CategoryDiversity) and rule.window == dynamics.window:
+            full = (state.counts + 1.0 >= rule.max_repeats).astype(np.float32)
+            ends |= (full @ dynamics.categories.T) > 0
+        else:
+            rewards = dynamics.reward_table(state)
+            for item in range(dynamics.n_items):
+                items = np.full(n, item)
+                ends[:, item] |= rule(dynamics.context(state, items, rewards[:, item]))
+    return ends
+
+
+def rule_aware(tag_price: float = 0.0) -> Planner:
+    """A greedy planner that knows the session-end rules.
+
+    Args:
+        tag_price: Reward units that each category of an item costs; above 0 it prefers items with few categories,
+            which keep a session under the category rule alive for longer.
+    """
+
+    def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
+        del generator
+        price = tag_price * dynamics.categories.sum(axis=1)
+        return _avoid_ending(dynamics, state, known_rewards(dynamics, state) - price)
+
+    return act
+
+
+def oracle(tag_price: float = 0.0) -> Planner:
+    """The rule-aware planner on the very rewards that the environment will give.
+
+    Args:
+        tag_price: As in `rule_aware`.
+    """
+
+    def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
+        del generator
+        price = tag_price * dynamics.categories.sum(axis=1)
+        return _avoid_ending(dynamics, state, dynamics.reward_table(state) - price)
+
+    return act
+
+
+def explorer(temperature: float = 0.3, memory: int = 3) -> Planner:
+    """A scripted demonstrator: good, not optimal, as a language model is.
+
+    It likes what the train model predicts to be liked and what shares no category with the last items, and knows
+    nothing of the session-end rule.
+
+    Args:
+        temperature: Softness of the choice, in reward units; raising it makes the demonstrations worse.
+        memory: How many of the last items the next one should differ from.
+    """
+
+    def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
+        scores = known_rewards(dynamics, state).copy()
+        n = len(scores)
+        position = state.steps[:, None] - np.arange(1, memory + 1)[None, :]
+        recent = state.shown[np.arange(n)[:, None], np.maximum(position, 0)]
+        seen = (dynamics.categories[recent] * (position >= 0)[:, :, None]).sum(axis=1)
+        scores -= seen @ dynamics.categories.T
+        scores = np.where(state.mask, scores, -np.inf)
+        noise = generator.gumbel(size=scores.shape).astype(np.float32)
+        return np.asarray((scores / np.float32(temperature) + noise).argmax(axis=1))
+
+    return act
+
+
+def run_episodes(
+    dynamics: Dynamics, planner: Planner, n_episodes: int, seed: int, batch: int = 256
+) -> Episodes:
+    """Plays whole sessions of drawn users.
+
+    Every slot plays one session at a time and each user is drawn before play, so long and short sessions are
+    counted alike.
+
+    Args:
+        dynamics: Where to play.
+        planner: Who recommends.
+        n_episodes: How many sessions.
+        seed: Of users and planner.
+        batch: Sessions at a time.
+    """
+    generator = np.random.default_rng(seed)
+    users = generator.integers(dynamics.n_users, size=n_episodes)
+    lengths = np.zeros(n_episodes, np.int64)
+    returns = np.zeros(n_episodes, np.float32)
+    ended = np.zeros(n_episodes, np.int8)
+    actions: list[tuple[int, ...]] = [()] * n_episodes
+    for start in range(0, n_episodes, batch):
+        part = slice(start, min(start + batch, n_episodes))
+        n = part.stop - part.start
+        state = dynamics.allocate(n)
+        dynamics.initial(state, np.arange(n), users[part])
+        alive = np.ones(n, bool)
+        while alive.any():
+            items = planner(dynamics, state, generator)
+            outcome = dynamics.step(state, items)
+            lengths[part] += alive
+            returns[part] += outcome.rewards * alive
+            over = alive & (outcome.ended_by > 0)
+            for k in np.flatnonzero(over).tolist():
+                ended[start + k] = outcome.ended_by[k]
+                actions[start + k] = tuple(state.shown[k, : state.steps[k]].tolist())
+            alive &= ~over
+            idle = np.flatnonzero(~alive & (state.steps >= dynamics.limit))
+            state.steps[idle] = dynamics.limit - 1  # finished slots idle in place
+    return Episodes(
+        users=users,
+        lengths=lengths,
+        returns=returns,
+        ended_by=tuple(str(dynamics.ending_names[code]) for code in ended),
+        actions=tuple(actions),
+    )
+
+
+def explore(dynamics: Dynamics, n_sessions: int = 200, seed: int = 0) -> list[Session]:
+    """Lets the scripted explorer play: the demonstrations of datasets that carry none.
+
+    Args:
+        dynamics: Where to play.
+        n_sessions: How many sessions.
+        seed: Of users and choices.
+    """
+    episodes = run_episodes(dynamics, explorer(), n_sessions, seed)
+    return [
+        Session(user=int(user), history=(), actions=actions, source="scripted explorer")
+        for user, actions in zip(episodes.users, episodes.actions, strict=True)
+    ]

@@ -1,0 +1,7 @@
+"""Learned reward model: an ensemble of DeepFM over users, items, categories and histories."""
+
+from recsim_env.world_model.biases import Biases
+from recsim_env.world_model.deepfm import DeepFM
+from recsim_env.world_model.ensemble import WorldModel, WorldModelConfig
+
+__all__ = ["Biases", "DeepFM", "WorldModel", "WorldModelConfig"]
