@@ -15,7 +15,7 @@ from ilrec_sb3 import ILRec
 
 def main() -> None:
     """Runs the path and prints the versions it ran on."""
-    env = gym.make("IlRecSynthetic-v0")
+    env = gym.make("IlRecSynthetic-v0", progress=False)
     check_env(env.unwrapped)
     model = ILRec("MlpPolicy", env, seed=0).learn(total_timesteps=500)
     observation, _ = env.reset(seed=1)

@@ -10,7 +10,10 @@ export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export ILREC_CACHE="$(mktemp -d)"
 trap 'rm -rf "$ILREC_CACHE"' EXIT
 
-stamp="$VENV/.installed-$(sha256sum pyproject.toml | cut -c1-16)"
+key="$("$PYTHON" -c 'import hashlib, tomllib
+metadata = tomllib.load(open("pyproject.toml", "rb"))["project"]
+print(hashlib.sha256(repr(metadata).encode()).hexdigest()[:16])')"
+stamp="$VENV/.installed-$key"
 if [ ! -e "$stamp" ]; then
     rm -rf "$VENV"
     "$PYTHON" -m venv "$VENV"

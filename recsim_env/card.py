@@ -38,8 +38,10 @@ def agreement(
     """
     rng = np.random.default_rng(seed)
     size = min(_SAMPLE, first.size)
-    pairs = rng.choice(first.size, size, replace=False) if first.size < 10**8 else rng.integers(
-        first.size, size=size
+    pairs = (
+        rng.choice(first.size, size, replace=False)
+        if first.size < 10**8
+        else rng.integers(first.size, size=size)
     )
     return {
         "pearson": _pearson(first, second),
@@ -126,7 +128,8 @@ def outside_check(
         "spearman": _spearman(predicted, np.array(truth)),
         "spearman_item_means": _spearman(_means(predicted, items), _means(truth, items)),
         "spearman_within_user": _spearman(
-            predicted - _means(predicted, owner)[owner], np.array(truth) - _means(truth, owner)[owner]
+            predicted - _means(predicted, owner)[owner],
+            np.array(truth) - _means(truth, owner)[owner],
         ),
     }
 
@@ -147,9 +150,9 @@ def _match(catalogue: Catalogue, titles: Path) -> dict[int, int]:
     table = pq.read_table(titles, columns=["item_id", "title"])
     found = {}
     for item, title in zip(table["item_id"].to_pylist(), table["title"].to_pylist(), strict=True):
-        index = exact.get(title, normal.get(normalise_title(title)))
-        if index is not None:
-            found[int(item)] = index
+        match = exact.get(title, normal.get(normalise_title(title)))
+        if match is not None:
+            found[int(item)] = match
     return found
 
 
@@ -206,7 +209,9 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(("user vectors", ""), card["user_basis"].items())
     yield from _table(("recorded sessions", ""), _flat(card["demonstrations"]))
     for split, check in (card["outside_check"] or {}).items():
-        yield from _table((f"recorded rewards of another simulator, {split} model", ""), check.items())
+        yield from _table(
+            (f"recorded rewards of another simulator, {split} model", ""), check.items()
+        )
     yield from _table(("seconds", ""), card["seconds"].items())
 
 

@@ -76,6 +76,7 @@ class ItemContext:
         text: (n_items, d) text embeddings, rows of norm 1.
         user_basis: (n_items, K) principal item directions of the train model's predicted rewards.
         user_offset: (n_items,) the items' mean predicted rewards.
+        user_scale: (K,) standard deviation of the known users' vectors.
     """
 
     layout: ObservationLayout
@@ -83,6 +84,7 @@ class ItemContext:
     text: FloatArray
     user_basis: FloatArray
     user_offset: FloatArray
+    user_scale: FloatArray
 
     @property
     def n_items(self) -> int:
@@ -201,6 +203,7 @@ class Dynamics:
             text=self.text,
             user_basis=self.prepared.user_basis,
             user_offset=self.prepared.user_offset,
+            user_scale=self.prepared.user_vectors.std(axis=0),
         )
 
     def draw_users(self, generator: np.random.Generator) -> IntArray:
@@ -312,7 +315,13 @@ class Dynamics:
         ended = np.zeros(len(items), np.int8)
         context = self.context(state, items, rewards)
         for number in range(len(self.rules), 0, -1):
-            ended[self.rules[number - 1](context)] = number
+            fires = self.rules[number - 1](context)
+            if fires.shape != ended.shape or fires.dtype != np.bool_:
+                raise DataError(
+                    f"the rule {self.rules[number - 1].name!r} gave {fires.dtype} of shape "
+                    f"{fires.shape}; return one bool for each of the {len(items)} sessions."
+                )
+            ended[fires] = number
         return ended
 
     def transition(self, state: State, items: IntArray) -> None:
@@ -504,11 +513,16 @@ class Dynamics:
         return array.astype(np.int64)
 
     def _checked_users(self, users: ArrayLike) -> IntArray:
-        array = np.atleast_1d(np.asarray(users, np.int64))
+        array = np.atleast_1d(np.asarray(users))
+        if array.dtype.kind not in "iu" or array.ndim != 1:
+            raise DataError(
+                f"users came as {array.dtype} with shape {array.shape}; give user indices, such as "
+                "`dataset.user_ids.index(...)`."
+            )
         if array.size and (array.min() < -1 or array.max() >= self.n_users):
             bad = array[(array < -1) | (array >= self.n_users)][0]
             raise DataError(
                 f"user {bad} came, but {self.prepared.dataset.name!r} has the indices 0 to "
                 f"{self.n_users - 1}, and -1 for an unknown user; give one of these."
             )
-        return array
+        return array.astype(np.int64)

@@ -67,8 +67,8 @@ class EncoderConfig:
     max_length: int = 50
     blocks: int = 1
     dropout: float = 0.2
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-5
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3
     batch_size: int = 64
     max_epochs: int = 30
     patience: int = 3
@@ -125,7 +125,7 @@ class GRUEncoder(nn.Module):
         states_BLD, _ = self.gru(inputs)
         back_BL = (position - shift_B1).clamp(min=0)
         states_BLD = states_BLD.gather(1, back_BL[..., None].expand(-1, -1, self.dim))
-        return states_BLD.masked_fill(padding_BL[..., None], 0.0)
+        return torch.where(padding_BL[..., None], 0.0, states_BLD)
 
 
 class SASRecEncoder(nn.Module):
@@ -153,9 +153,7 @@ class SASRecEncoder(nn.Module):
         self.position = nn.Embedding(max_length, dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                dim, 1, 2 * dim, dropout, batch_first=True, norm_first=True
-            )
+            nn.TransformerEncoderLayer(dim, 1, 2 * dim, dropout, batch_first=True, norm_first=True)
             for _ in range(blocks)
         )
         self.norm = nn.LayerNorm(dim)
@@ -181,7 +179,7 @@ class SASRecEncoder(nn.Module):
         blocked_BLL = ~((allowed_LL & ~padding_BL[:, None, :]) | own_LL)
         for block in self.blocks:
             x_BLD = block(x_BLD, src_mask=blocked_BLL)
-        return self.norm(x_BLD).masked_fill(padding_BL[..., None], 0.0)
+        return torch.where(padding_BL[..., None], 0.0, self.norm(x_BLD))
 
 
 Encoder = GRUEncoder | SASRecEncoder
@@ -313,9 +311,7 @@ class _Fit:
             weight_decay=config.weight_decay,
         )
 
-    def batch(
-        self, users: NDArray[np.int64], shuffle: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, users: NDArray[np.int64], shuffle: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, next items and their ratings, each (B, L) and padded on the left."""
         items = [self.items[u] for u in users]
         ratings = [self.ratings[u] for u in users]
@@ -354,7 +350,8 @@ class _Fit:
         with tqdm(
             total=config.max_epochs, desc="state tracker", unit="epoch", disable=not progress
         ) as bar:
-            for epoch in range(1, config.max_epochs + 1):
+            while epoch < config.max_epochs:
+                epoch += 1
                 self.encoder.train()
                 users = self.rng.permutation(self.fit)
                 for start in range(0, len(users), config.batch_size):

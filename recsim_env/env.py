@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,18 +155,17 @@ class RecEnv(gym.Env[Any, np.int64]):
         super().reset(seed=seed)
         if seed is not None:
             self._users, self._drawn = self._users[:0], 0
-        options = options or {}
+        options = {name: value for name, value in (options or {}).items() if value is not None}
         unknown = sorted(set(options) - {"user", "history"})
         if unknown:
             raise DataError(
                 f"reset got the option {unknown[0]!r}; {near_miss(unknown[0], ['user', 'history'])}."
             )
         if "history" in options:
-            user = options.get("user")
             self.dynamics.initial_from_history(
-                self._state, self._row, [options["history"]], [-1 if user is None else user]
+                self._state, self._row, [options["history"]], [options.get("user", -1)]
             )
-        elif options.get("user") is not None:
+        elif "user" in options:
             users = self.dynamics.known_users([options["user"]])
             self.dynamics.initial(self._state, self._row, users)
         else:
@@ -181,10 +181,13 @@ class RecEnv(gym.Env[Any, np.int64]):
         """Shows the item ``action``; see the class for what comes back."""
         if not self._running:
             raise DataError("step came before reset or after the session's end; call reset() first.")
-        item = int(action)
+        try:
+            item = operator.index(action)
+        except TypeError:
+            item = -1
         if not 0 <= item < self.dynamics.n_items:
             raise DataError(
-                f"action {item} came; item indices run from 0 to {self.dynamics.n_items - 1}."
+                f"action {action!r} came; give an item index from 0 to {self.dynamics.n_items - 1}."
             )
         self._item[0] = item
         outcome = self.dynamics.step(self._state, self._item)

@@ -25,6 +25,7 @@ from recsim_env.card import agreement, outside_check
 from recsim_env.datasets.dataset import Dataset
 from recsim_env.datasets.sources import find_root
 from recsim_env.datasets.splits import split_interactions
+from recsim_env.datasets.store import load_custom
 from recsim_env.encoders import (
     EncoderConfig,
     fit_encoder,
@@ -300,6 +301,8 @@ def prepare(
             f"Options {sorted(options)} came with a dataset object, expected them with a name "
             "only; apply them where the dataset is made."
         )
+    if isinstance(dataset, str) and dataset not in datasets.names() and not options:
+        dataset = load_custom(dataset, cache)
     name = dataset if isinstance(dataset, str) else dataset.name
     place = _root(root)
     source = _demonstration_source(name)
@@ -309,15 +312,19 @@ def prepare(
     if isinstance(dataset, str):
         # Remembers which data a name stood for, so that they are not read again each time.
         loaders = Path(datasets.__file__).parent
-        note = folder / "datasets" / (
-            artefacts.key(
-                name=name,
-                options=dict(options or {}),
-                root=None if place is None else str(place.resolve()),
-                files=_files_stamp(place, "*", "*/*"),
-                code=_files_stamp(loaders, "*.py"),
+        note = (
+            folder
+            / "datasets"
+            / (
+                artefacts.key(
+                    name=name,
+                    options=dict(options or {}),
+                    root=None if place is None else str(place.resolve()),
+                    files=_files_stamp(place, "*", "*/*"),
+                    code=_files_stamp(loaders, "*.py"),
+                )
+                + ".json"
             )
-            + ".json"
         )
         fingerprint = _read_note(note)
     if fingerprint is None:
@@ -430,10 +437,14 @@ def _build(
         "recorded sessions", lambda: _demonstrations(source, dataset, root, embedder)
     )
     sample = np.random.default_rng(config.seed).permutation(dataset.n_users)[:_USERS_FOR_SVD]
-    checks = {} if root is None else {
-        name: outside_check(model, dataset.catalogue, root, dataset.name)
-        for name, model in (("train", train), ("test", test))
-    }
+    checks = (
+        {}
+        if root is None
+        else {
+            name: outside_check(model, dataset.catalogue, root, dataset.name)
+            for name, model in (("train", train), ("test", test))
+        }
+    )
     card = {
         "dataset": {
             "name": dataset.name,

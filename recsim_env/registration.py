@@ -11,7 +11,7 @@ __all__ = ["ENVIRONMENTS", "register_envs"]
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "IlRecAmazon-v0": {"dataset": "amazon", "fallback": True},
     "IlRecCoat-v0": {"dataset": "coat", "fallback": True},
-    "IlRecCustom-v0": {},
+    "IlRecCustom-v0": {"dataset": ""},
     "IlRecMovieLens-v0": {"dataset": "movielens", "fallback": True},
     "IlRecSteam-v0": {"dataset": "steam", "fallback": True},
     "IlRecSynthetic-v0": {"dataset": "synthetic"},

@@ -75,6 +75,10 @@ def make_dynamics(
         DataError: For unknown names, options or rules.
         MissingDataError: Where the data are not there and ``fallback`` is off.
     """
+    if isinstance(dataset, str) and not dataset:
+        raise DataError(
+            "no dataset came; give `dataset=` a dataset object or the name of a prepared one."
+        )
     rules_for = dataset if isinstance(dataset, str) else ""
     if isinstance(dataset, Prepared):
         prepared = dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,8 @@ class TextEmbedder:
         empty = norms[:, 0] < 1e-6
         vectors[empty] = np.eye(1, self.dim, dtype=np.float32)
         norms[empty] = 1.0
-        return vectors / norms
+        vectors /= norms
+        return vectors
 
     def _count(self, texts: Sequence[str]) -> sparse.csr_matrix:
         vectorizer = HashingVectorizer(
@@ -111,7 +113,8 @@ class TextEmbedder:
             norm=None,
             dtype=np.float32,
         )
-        return vectorizer.transform([normalise_title(text) for text in texts])
+        counts: sparse.csr_matrix = vectorizer.transform([normalise_title(text) for text in texts])
+        return counts
 
     def _weigh(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
         """Sublinear TF-IDF with rows of norm 1."""
@@ -131,7 +134,7 @@ class TextEmbedder:
         used = np.flatnonzero(np.abs(self._projection).sum(1))
 
         def write(target: Path) -> None:
-            tensors = {
+            tensors: dict[str, NDArray[Any]] = {
                 "idf": self._idf,
                 "buckets": used,
                 "projection": np.ascontiguousarray(self._projection[used]),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recsim_env.encoders import GRUEncoder, SASRecEncoder
 
@@ -60,24 +61,29 @@ class GRUTracker:
     """
 
     def __init__(self, encoder: GRUEncoder) -> None:
-        gru, width = encoder.gru, encoder.gru.hidden_size
+        width = encoder.dim
+        weights: dict[str, Tensor] = dict(encoder.gru.named_parameters())
+        gates = 2 * width
         with torch.no_grad():
-            table = encoder.embedding.weight[: encoder.n_items] @ gru.weight_ih_l0.T
-            table += gru.bias_ih_l0
+            table = encoder.embedding.weight[: encoder.n_items] @ weights["weight_ih_l0"].T
+            table += weights["bias_ih_l0"]
             # The reset and update gates take both biases, the candidate keeps its own apart:
             # the reset gate scales the recurrent bias too (Cho et al., 2014, as in torch).
-            table[:, : 2 * width] += gru.bias_hh_l0[: 2 * width]
-            recurrent = gru.weight_hh_l0.T.clone()
-            table[:, : 2 * width] *= 0.5
-            recurrent[:, : 2 * width] *= 0.5
-        self._table: NDArray[np.float32] = np.ascontiguousarray(table.numpy(), np.float32)
-        self._recurrent: NDArray[np.float32] = np.ascontiguousarray(recurrent.numpy(), np.float32)
-        self._candidate_bias: NDArray[np.float32] = (
-            gru.bias_hh_l0[2 * width :].detach().numpy().copy()
-        )
+            table[:, :gates] += weights["bias_hh_l0"][:gates]
+            recurrent = weights["weight_hh_l0"].T.clone()
+            table[:, :gates] *= 0.5
+            recurrent[:, :gates] *= 0.5
+            # Gates first, so that each gate's numbers lie side by side: (3, N, H) and (3, H, H).
+            self._table: NDArray[np.float32] = (
+                table.unflatten(1, (3, width)).transpose(0, 1).contiguous().numpy()
+            )
+            self._recurrent: NDArray[np.float32] = (
+                recurrent.unflatten(1, (3, width)).transpose(0, 1).contiguous().numpy()
+            )
+            self._candidate_bias: NDArray[np.float32] = weights["bias_hh_l0"][gates:].numpy().copy()
         self.encoder = encoder
         self._width = width
-        self._scratch: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._scratch: tuple[NDArray[np.float32], ...] | None = None
 
     @property
     def dim(self) -> int:
@@ -114,23 +120,24 @@ class GRUTracker:
     def _step(self, hidden: NDArray[np.float32], items: NDArray[np.integer[Any]]) -> None:
         """One GRU step in place, h = n + z (h - n), with all temporaries in kept buffers."""
         n, width = hidden.shape
-        if self._scratch is None or len(self._scratch[0]) < n:
+        if self._scratch is None or len(self._scratch[2]) != n:
             self._scratch = (
-                np.empty((n, 3 * width), np.float32),
-                np.empty((n, 3 * width), np.float32),
+                np.empty((3, n, width), np.float32),
+                np.empty((3, n, width), np.float32),
+                np.tile(self._candidate_bias, (n, 1)),
             )
-        inputs, gates = self._scratch[0][:n], self._scratch[1][:n]
-        np.take(self._table, items, axis=0, out=inputs, mode="clip")
+        inputs, gates, bias = self._scratch
+        np.take(self._table, items, axis=1, out=inputs, mode="clip")
         np.matmul(hidden, self._recurrent, out=gates)
-        both = gates[:, : 2 * width]
-        both += inputs[:, : 2 * width]
+        both = gates[:2]
+        both += inputs[:2]
         np.tanh(both, out=both)
         both *= 0.5
         both += 0.5
-        reset, update, new = gates[:, :width], gates[:, width : 2 * width], gates[:, 2 * width :]
-        new += self._candidate_bias
+        reset, update, new = gates
+        new += bias
         new *= reset
-        new += inputs[:, 2 * width :]
+        new += inputs[2]
         np.tanh(new, out=new)
         hidden -= new
         hidden *= update
@@ -175,8 +182,10 @@ class SASRecTracker:
 
     def _encode(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
         with torch.no_grad():
+            if not len(items):
+                return np.zeros((0, self.dim), np.float32)
             parts = [self.encoder(part) for part in torch.from_numpy(items).split(1024)]
-            return torch.cat(parts).numpy() if parts else np.zeros((0, self.dim), np.float32)
+            return torch.cat(parts).numpy()
 
 
 def make_tracker(encoder: GRUEncoder | SASRecEncoder) -> Tracker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from recsim_env.datasets import Dataset
 from recsim_env.demonstrations import demonstrations
 from recsim_env.dynamics import Dynamics, ItemContext, Split, StepResult
-from recsim_env.errors import DataError
+from recsim_env.errors import DataError, near_miss
 from recsim_env.prepare import Prepared, Session
 from recsim_env.simulator import ObservationMode, Observer, make_dynamics
 from recsim_env.termination import Rule
@@ -29,10 +29,15 @@ try:  # gymnasium 1.1 and later say when they reset; before that, environments r
 except ImportError:
     _METADATA = {"render_modes": []}
 
+if TYPE_CHECKING:
+    _Base = VectorEnv[Any, Any, Any]
+else:  # not generic before gymnasium 1.0
+    _Base = VectorEnv
+
 __all__ = ["RecVectorEnv"]
 
 
-class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignore]
+class RecVectorEnv(_Base):
     """``num_envs`` sessions in one process, stepped together; the ordinary way to train.
 
     Session k behaves as a `RecEnv` that was reset with ``seed + k``; see there for observations, actions, rewards
@@ -45,9 +50,9 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
     ``title``            (n,) object: titles of the items shown
     ``categories``       (n,) object: tuples of their category names
     ``ended_by``         (n,) object: name of the rule that ended the session, "limit", or ""
-    ``action_mask``      (n, n_items) bool: what may be shown next (of the new session where one began)
+    ``action_mask``      (n, n_items) bool, read-only: what may be shown next (of the new session where one began)
     ``final_obs``        (n, ...) last observations, valid where ``_final_obs``; only if a session ended
-    ``final_mask``       (n, n_items) last masks, valid where ``_final_mask``; only if a session ended
+    ``final_mask``       (n, n_items) last masks, all False where not ``_final_mask``; only if a session ended
     ===================  ==================================================================================
 
     Args:
@@ -107,6 +112,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
         self.render_mode = None
         self.spec = None
         self.closed = False
+        self.viewer = None  # gymnasium before 1.0 closes it
         self.observer = Observer(self.dynamics, obs_mode, sequence_length)
         self.single_observation_space = self.observer.space
         self.single_action_space = spaces.Discrete(self.dynamics.n_items)
@@ -116,6 +122,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
         self._generators: list[np.random.Generator] = []
         self._users = np.zeros((num_envs, 0), np.int64)
         self._drawn = np.zeros(num_envs, np.int64)
+        self._mask: NDArray[np.bool_] | None = None  # copy of the state's mask, made once a step
 
     @property
     def item_context(self) -> ItemContext:
@@ -139,19 +146,26 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
         Returns:
             Observations and infos.
         """
+        options = {name: value for name, value in (options or {}).items() if value is not None}
+        unknown = sorted(set(options) - {"users", "histories"})
+        if unknown:
+            raise DataError(
+                f"reset got the option {unknown[0]!r}; {near_miss(unknown[0], ['users', 'histories'])}."
+            )
         if seed is not None or not self._generators:
             seeds = self._seeds(seed)
             self._generators = [np.random.default_rng(s) for s in seeds]
             self._users = np.stack([self.dynamics.draw_users(g) for g in self._generators])
             self._drawn = np.zeros(self.num_envs, np.int64)
         everyone = np.arange(self.num_envs)
-        if options and ("histories" in options or "users" in options):
+        if options:
             self._start_from_options(everyone, options)
         else:
             self.dynamics.initial(self._state, everyone, self._next_users(everyone))
+        self._mask = None
         return self.observer(self._state), {
             "user": self._state.users.copy(),
-            "action_mask": self._state.mask.copy(),
+            "action_mask": self.action_masks(),
         }
 
     def step(
@@ -165,11 +179,13 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
         Returns:
             Observations, rewards, terminated, truncated and infos, as described for the class.
         """
-        items = np.asarray(actions, np.int64)
-        if items.shape != (self.num_envs,):
+        if not self._generators:
+            raise DataError("step came before reset; call reset() first.")
+        items = np.asarray(actions)
+        if items.shape != (self.num_envs,) or items.dtype.kind not in "iu":
             raise DataError(
-                f"actions came with shape {items.shape}; give one item index for each of the "
-                f"{self.num_envs} sessions."
+                f"actions came as {items.dtype} with shape {items.shape}; give one item index for "
+                f"each of the {self.num_envs} sessions."
             )
         if items.min() < 0 or items.max() >= self.dynamics.n_items:
             raise DataError(
@@ -184,7 +200,8 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
         }
         if outcome.ended_by.any():
             self._restart(outcome, infos)
-        infos["action_mask"] = self._state.mask.copy()
+        self._mask = None
+        infos["action_mask"] = self.action_masks()
         return (
             self.observer(self._state),
             outcome.rewards,
@@ -194,8 +211,11 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Returns (num_envs, n_items) True where an item was not yet shown in the session."""
-        return self._state.mask.copy()
+        """Returns (num_envs, n_items) True where an item was not yet shown in the session; read-only."""
+        if self._mask is None:
+            self._mask = self._state.mask.copy()
+            self._mask.flags.writeable = False
+        return self._mask
 
     def replay(self, sessions: Sequence[Session]) -> list[Trajectory]:
         """Re-runs recorded sessions; see `Dynamics.replay`. The running sessions are not touched."""
@@ -221,14 +241,20 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
             arrays: From an environment of the same dataset, rules and ``num_envs``.
 
         Raises:
-            DataError: For another number of sessions.
+            DataError: For another number of sessions or another catalogue.
         """
         if len(arrays["steps"]) != self.num_envs:
             raise DataError(
                 f"{len(arrays['steps'])} stored sessions came for an environment of {self.num_envs}; "
                 "make it with the same num_envs."
             )
+        if arrays["mask"].shape[1] != self.dynamics.n_items:
+            raise DataError(
+                f"stored sessions over {arrays['mask'].shape[1]} items came for a catalogue of "
+                f"{self.dynamics.n_items}; make the environment with the same dataset."
+            )
         self._state = self.dynamics.state_from_arrays(arrays)
+        self._mask = None
         self._users = np.array(arrays["drawn_users"])
         self._drawn = np.array(arrays["drawn"])
         self._generators = []
@@ -245,7 +271,8 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
         done = outcome.ended_by > 0
         rows = np.flatnonzero(done)
         infos["final_obs"] = self.observer(self._state)
-        infos["final_mask"] = self._state.mask.copy()
+        infos["final_mask"] = np.zeros_like(self._state.mask)
+        infos["final_mask"][rows] = self._state.mask[rows]
         infos["_final_obs"] = infos["_final_mask"] = done
         self.dynamics.initial(self._state, rows, self._next_users(rows))
 
@@ -260,7 +287,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):  # type: ignore[misc, unused-ignor
 
     def _start_from_options(self, rows: NDArray[np.int64], options: dict[str, Any]) -> None:
         n = len(rows)
-        users = np.asarray(options.get("users", np.full(n, -1)), np.int64)
+        users = np.atleast_1d(np.asarray(options.get("users", np.full(n, -1))))
         histories = options.get("histories")
         if len(users) != n or (histories is not None and len(histories) != n):
             raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,19 @@ def test_folder_replaces_the_old_one(tmp_path: Path) -> None:
     artefacts.write_folder(tmp_path / "made", lambda f: (f / "c.txt").write_text("new") and None)
     assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["c.txt", "manifest.json"]
     assert artefacts.check_folder(tmp_path / "made")
+
+
+def test_writers_at_the_same_time_leave_one_whole_folder(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(5):
+            artefacts.write_folder(
+                tmp_path / "made", lambda f: (f / "n.txt").write_text(str(number)) and None
+            )
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert artefacts.check_folder(tmp_path / "made")
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
 
 
 def test_failing_writer_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ ITEMS = {"item": [1, 2], "title": ["One", "Two"], "categories": ["a|b", "b"]}
 
 
 def make(rows: Any = None, items: Any = None, name: str = "mine", **options: Any) -> Dataset:
-    return from_tables(ROWS if rows is None else rows, items or ITEMS, name, **options)
+    return from_tables(
+        ROWS if rows is None else rows, ITEMS if items is None else items, name, **options
+    )
 
 
 def ratings_of(data: Dataset) -> dict[tuple[str, str], float]:

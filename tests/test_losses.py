@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from ilrec_sb3.common.masking import masked_log_softmax
+from ilrec_sb3.common.masking import masked_entropy, masked_log_softmax
 from ilrec_sb3.ilrec.losses import (
     actor_loss,
     critic_loss,
@@ -72,7 +72,8 @@ def test_eq_22_by_hand() -> None:
 def test_eq_23_by_hand() -> None:
     log_probs = th.tensor([[HALF, HALF], [0.0, -1e9]], dtype=th.float64)
     q = th.tensor([[1.0, 3.0], [4.0, 1e6]], dtype=th.float64)
-    value = soft_value(log_probs, q, 0.5)
+    expected = (log_probs.exp() * q).sum(-1)
+    value = soft_value(expected, masked_entropy(log_probs), 0.5)
     np.testing.assert_allclose(value, [2.0 + 0.5 * math.log(2), 4.0])
     rewards, dones = th.tensor([[1.0], [2.0]]), th.tensor([[0.0], [1.0]])
     target = critic_target(rewards, dones, value.float(), 0.9)
@@ -92,7 +93,8 @@ def test_eq_23_against_a_float64_reference() -> None:
         p = np.exp(logits[row, allowed]) / np.exp(logits[row, allowed]).sum()
         expected.append((p * (q[row, allowed] - 0.3 * np.log(p))).sum())
     log_probs = masked_log_softmax(th.tensor(logits).float(), th.tensor(masks))
-    got = soft_value(log_probs, th.tensor(q).float(), 0.3)
+    mean_q = (log_probs.exp() * th.tensor(q).float()).sum(-1)
+    got = soft_value(mean_q, masked_entropy(log_probs), 0.3)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -31,6 +31,7 @@ class Counting(VectorEnv):  # type: ignore[type-arg, misc]
         self.render_mode = None
         self.spec = None
         self.closed = False
+        self.viewer = None  # gymnasium 0.29 closes it
         self.bonus = 0.0
         self.seeds: list[Any] = []
         self.obs = np.zeros((num_envs, 2), np.float32)
@@ -80,6 +81,17 @@ def test_finished_sessions_tell_how_they_ended() -> None:
     assert (infos[2]["episode"]["r"], infos[2]["episode"]["l"]) == (8.0, 3)
     infos[0]["mine"] = 1
     assert infos[1] == {}
+
+
+def test_running_sessions_can_be_taken_up_again() -> None:
+    env, other = RecVecEnv(Counting(2)), RecVecEnv(Counting(2))
+    for each in (env, other):
+        each.reset()
+    env.step(np.array([2, 3]))
+    other.load_statistics_state(env.statistics_state())
+    env.step(np.array([1, 1]))
+    _, _, _, infos = other.step(np.array([0, 0]))
+    assert (infos[1]["episode"]["r"], infos[1]["episode"]["l"]) == (3.0, 2)
 
 
 def test_seeds_and_options_reach_the_next_reset_only() -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ilrec_sb3.common.masking import pack_masks, unpack_to_torch
@@ -22,19 +22,16 @@ from recsim_env.trajectories import Trajectory
 __all__ = [
     "DemonstrationBuffer",
     "DemonstrationSamples",
-    "MaskedDictReplayBuffer",
     "MaskedReplayBuffer",
     "MaskedReplayBufferSamples",
 ]
-
-TensorObs = th.Tensor | dict[str, th.Tensor]
 
 
 class MaskedReplayBufferSamples(NamedTuple):
     """A batch of B transitions.
 
     Attributes:
-        observations: (B, ...) or a dict of such.
+        observations: (B, ...).
         actions: (B, 1) int64.
         next_observations: Where the target bootstraps from: n steps on, or where the episode ended.
         dones: (B, 1) float32, 1 where the episode terminated (not where it was truncated).
@@ -45,9 +42,9 @@ class MaskedReplayBufferSamples(NamedTuple):
             spanned; None where every transition spans one step.
     """
 
-    observations: TensorObs
+    observations: th.Tensor
     actions: th.Tensor
-    next_observations: TensorObs
+    next_observations: th.Tensor
     dones: th.Tensor
     rewards: th.Tensor
     action_masks: th.Tensor | None
@@ -100,12 +97,14 @@ def _check_n_steps(n_steps: int) -> int:
     return n_steps
 
 
-class _MaskedStorage(ReplayBuffer):
-    """What the buffers for array and for dict observations have in common.
+class MaskedReplayBuffer(ReplayBuffer):
+    """Replay buffer with packed action masks and n-step sums.
+
+    Floating observations are stored as float32 whatever the space says.
 
     Args:
         buffer_size: Transitions kept, over all environments.
-        observation_space: Of one environment.
+        observation_space: Of one environment; arrays, not dictionaries.
         action_space: Discrete.
         device: Where samples go.
         n_envs: Environments that step together.
@@ -116,9 +115,6 @@ class _MaskedStorage(ReplayBuffer):
         gamma: Discount factor of that sum; of no effect with one step.
         seed: Of the generator that draws samples; None draws one from the operating system.
     """
-
-    observations: Any
-    next_observations: Any
 
     def __init__(
         self,
@@ -150,6 +146,9 @@ class _MaskedStorage(ReplayBuffer):
             n_envs=n_envs,
             handle_timeout_termination=handle_timeout_termination,
         )
+        if self.observations.dtype == np.float64:
+            self.observations = self.observations.astype(np.float32)
+            self.next_observations = self.next_observations.astype(np.float32)
         self.masks: np.ndarray | None = None  # (size, n_envs, bytes) uint8, made when masks come
         self.next_masks: np.ndarray | None = None
 
@@ -167,7 +166,7 @@ class _MaskedStorage(ReplayBuffer):
         """Stores one step of every environment.
 
         Args:
-            obs: (n_envs, ...) observations before the step, or a dict of such.
+            obs: (n_envs, ...) observations before the step.
             next_obs: The same after it; of finished episodes the terminal observation.
             action: (n_envs,) or (n_envs, 1) integers.
             reward: (n_envs,).
@@ -185,7 +184,7 @@ class _MaskedStorage(ReplayBuffer):
         self._store_masks(action_masks, next_action_masks, np.asarray(done, np.bool_), infos)
         position = self.pos
         for store, values in ((self.observations, obs), (self.next_observations, next_obs)):
-            self._store_observation(store, values)
+            store[position] = np.reshape(values, store[position].shape)
         self.actions[position] = np.asarray(action).reshape(self.n_envs, self.action_dim)
         self.rewards[position] = reward
         self.dones[position] = done
@@ -197,13 +196,6 @@ class _MaskedStorage(ReplayBuffer):
         if self.pos == self.buffer_size:
             self.full = True
             self.pos = 0
-
-    def _store_observation(self, store: Any, values: Any) -> None:
-        if isinstance(store, dict):
-            for key, array in store.items():
-                array[self.pos] = np.reshape(values[key], array[self.pos].shape)
-        else:
-            store[self.pos] = np.reshape(values, store[self.pos].shape)
 
     def _store_masks(
         self,
@@ -291,13 +283,10 @@ class _MaskedStorage(ReplayBuffer):
         return last, total, (self.gamma**length).astype(np.float32)
 
     def _gather(
-        self, store: Any, rows: np.ndarray, envs: np.ndarray, env: VecNormalize | None
-    ) -> TensorObs:
-        if isinstance(store, dict):
-            picked: Any = self._normalize_obs({k: a[rows, envs] for k, a in store.items()}, env)
-            return {key: self.to_torch(array, copy=False) for key, array in picked.items()}
-        flat: Any = self._normalize_obs(store[rows, envs], env)
-        return self.to_torch(flat, copy=False)
+        self, store: np.ndarray, rows: np.ndarray, envs: np.ndarray, env: VecNormalize | None
+    ) -> th.Tensor:
+        picked: Any = self._normalize_obs(store[rows, envs], env)
+        return self.to_torch(picked, copy=False)
 
     def _unpack(
         self, packed: np.ndarray | None, rows: np.ndarray, envs: np.ndarray
@@ -310,12 +299,6 @@ class _MaskedStorage(ReplayBuffer):
         """Returns all that is stored as plain arrays, with the position and the random state."""
         size = self.size()
         state = {name: getattr(self, name)[:size] for name in _STORED}
-        for name in ("observations", "next_observations"):
-            store = getattr(self, name)
-            if isinstance(store, dict):
-                state.update({f"{name}.{key}": array[:size] for key, array in store.items()})
-            else:
-                state[name] = store[:size]
         if self.masks is not None and self.next_masks is not None:
             state["masks"], state["next_masks"] = self.masks[:size], self.next_masks[:size]
         state["pos"] = np.array(self.pos)
@@ -334,7 +317,7 @@ class _MaskedStorage(ReplayBuffer):
         """
         size = len(state["rewards"])
         fits = state["rewards"].shape[1:] == (self.n_envs,) and (
-            size == self.buffer_size if bool(state["full"]) else size <= self.buffer_size
+            size == self.buffer_size if bool(_number(state["full"])) else size <= self.buffer_size
         )
         if not fits:
             raise ValueError(
@@ -343,23 +326,21 @@ class _MaskedStorage(ReplayBuffer):
             )
         for name in _STORED:
             getattr(self, name)[:size] = state[name]
-        for name in ("observations", "next_observations"):
-            store = getattr(self, name)
-            if isinstance(store, dict):
-                for key, array in store.items():
-                    array[:size] = state[f"{name}.{key}"]
-            else:
-                store[:size] = state[name]
         self.masks = self.next_masks = None
         if "masks" in state:
             shape = (self.buffer_size, self.n_envs, (self.n_actions + 7) // 8)
             self.masks, self.next_masks = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
             self.masks[:size], self.next_masks[:size] = state["masks"], state["next_masks"]
-        self.pos, self.full = int(state["pos"]), bool(state["full"])
+        self.pos, self.full = int(_number(state["pos"])), bool(_number(state["full"]))
         self.rng = _unpack_rng(state["rng"])
 
 
-_STORED = ("actions", "rewards", "dones", "timeouts")
+_STORED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def _number(stored: np.ndarray) -> Any:
+    """Returns the one number of an array, of no axes or of one as some formats store it."""
+    return np.asarray(stored).item()
 
 
 def _pack_rng(rng: np.random.Generator) -> np.ndarray:
@@ -370,25 +351,6 @@ def _unpack_rng(packed: np.ndarray) -> np.random.Generator:
     rng = np.random.default_rng()
     rng.bit_generator.state = json.loads(np.asarray(packed, np.uint8).tobytes())
     return rng
-
-
-class MaskedReplayBuffer(_MaskedStorage):
-    """Replay buffer for array observations, with packed action masks and n-step sums.
-
-    Floating observations are stored as float32 whatever the space says. Arguments are those of
-    Stable-Baselines3's ReplayBuffer and `n_steps`, `gamma`, `seed`.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Makes an empty buffer."""
-        super().__init__(*args, **kwargs)
-        if self.observations.dtype == np.float64:
-            self.observations = self.observations.astype(np.float32)
-            self.next_observations = self.next_observations.astype(np.float32)
-
-
-class MaskedDictReplayBuffer(_MaskedStorage, DictReplayBuffer):  # type: ignore[misc]
-    """Replay buffer for dict observations, with packed action masks and n-step sums."""
 
 
 class DemonstrationBuffer:
@@ -620,10 +582,10 @@ class DemonstrationBuffer:
             setattr(self, name, np.array(state[name]))
         self.masks = np.array(state["masks"]) if "masks" in state else None
         self.next_masks = np.array(state["next_masks"]) if "next_masks" in state else None
-        self.gamma = float(state["gamma"])
-        self.n_steps = int(state["n_steps"])
-        self.dropped = int(state["dropped"])
-        n_actions = int(state["n_actions"])
+        self.gamma = float(_number(state["gamma"]))
+        self.n_steps = int(_number(state["n_steps"]))
+        self.dropped = int(_number(state["dropped"]))
+        n_actions = int(_number(state["n_actions"]))
         self.n_actions = None if n_actions < 0 else n_actions
         self.set_weights(np.asarray(state["weights"]))
 

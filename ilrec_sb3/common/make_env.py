@@ -7,7 +7,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from ilrec_sb3.common.vec_env import RecVecEnv
 from recsim_env.env import RecEnv
@@ -37,13 +38,13 @@ def as_vec_env(env: Any, n_sessions: int | None = 16) -> Any:
         return env
     if isinstance(env, VectorEnv):
         return RecVecEnv(env)
-    if n_sessions is None or not isinstance(env, gym.Env):
-        return env
     inner: Any = env
     while isinstance(inner, _TRANSPARENT):
         inner = inner.env
     if not isinstance(inner, RecEnv):
         return env
+    if n_sessions is None:
+        return DummyVecEnv([lambda: Monitor(env)])
     return RecVecEnv(
         RecVectorEnv(
             n_sessions,

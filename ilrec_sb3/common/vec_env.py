@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -91,35 +91,53 @@ class RecVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         finished = np.flatnonzero(dones)
         if len(finished):
-            seconds = round(time.time() - self._started, 6)
-            for row in finished:
-                infos[row] = self._final_info(int(row), terminated, truncated, batch, seconds)
+            for row, info in zip(
+                finished.tolist(),
+                self._final_infos(finished, terminated, truncated, batch),
+                strict=True,
+            ):
+                infos[row] = info
             self._returns[finished] = 0.0
             self._lengths[finished] = 0
         return _copied(observations), np.array(rewards, dtype=np.float32), dones, infos
 
-    def _final_info(
+    def _final_infos(
         self,
-        row: int,
+        finished: np.ndarray,
         terminated: np.ndarray,
         truncated: np.ndarray,
         batch: dict[str, Any],
-        seconds: float,
-    ) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "terminal_observation": _row(batch["final_obs"], row),
-            "TimeLimit.truncated": bool(truncated[row] and not terminated[row]),
-            "episode": {
-                "r": float(self._returns[row]),
-                "l": int(self._lengths[row]),
-                "t": seconds,
-            },
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the info of each finished session; columns are gathered once for all of them."""
+        seconds = round(time.time() - self._started, 6)
+        cut = (np.asarray(truncated)[finished] & ~np.asarray(terminated)[finished]).tolist()
+        returns, lengths = self._returns[finished].tolist(), self._lengths[finished].tolist()
+        optional = {
+            name: _rows(batch[key], finished)
+            for name, key in _FINAL.items()
+            if batch.get(key) is not None
         }
-        if batch.get("final_mask") is not None:
-            info["terminal_action_mask"] = _row(batch["final_mask"], row)
-        if batch.get("ended_by") is not None:
-            info["ended_by"] = batch["ended_by"][row]
-        return info
+        for k in range(len(finished)):
+            info = {name: _pick(values, k) for name, values in optional.items()}
+            info["TimeLimit.truncated"] = cut[k]
+            info["episode"] = {"r": returns[k], "l": lengths[k], "t": seconds}
+            yield info
+
+    def statistics_state(self) -> dict[str, np.ndarray]:
+        """Returns the running sessions' returns and lengths so far, to be stored with a model."""
+        return {
+            "episode_returns": self._returns.copy(),
+            "episode_lengths": self._lengths.copy(),
+        }
+
+    def load_statistics_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes back what `statistics_state` gave.
+
+        Args:
+            state: Holds "episode_returns" and "episode_lengths", (num_envs,) each.
+        """
+        self._returns[:] = state["episode_returns"]
+        self._lengths[:] = state["episode_lengths"]
 
     def action_masks(self) -> np.ndarray:
         """Returns what may be shown now, (num_envs, n_items) bool."""
@@ -206,10 +224,24 @@ class RecVecEnv(VecEnv):
 _MISSING = object()
 
 
-def _row(values: Any, row: int) -> Any:
+# name in a session's own info -> name of the column in the vector environment's infos
+_FINAL = {
+    "terminal_observation": "final_obs",
+    "terminal_action_mask": "final_mask",
+    "ended_by": "ended_by",
+}
+
+
+def _rows(values: Any, rows: np.ndarray) -> Any:
     if isinstance(values, dict):
-        return {key: np.array(value[row]) for key, value in values.items()}
-    return np.array(values[row])
+        return {key: np.asarray(value)[rows] for key, value in values.items()}
+    return np.asarray(values)[rows]
+
+
+def _pick(values: Any, row: int) -> Any:
+    if isinstance(values, dict):
+        return {key: value[row] for key, value in values.items()}
+    return values[row]
 
 
 def _copied(observations: Any) -> Any:

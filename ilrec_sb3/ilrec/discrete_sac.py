@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -19,6 +17,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -28,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ilrec_sb3.common.buffers import DemonstrationSamples, MaskedReplayBuffer
 from ilrec_sb3.common.make_env import as_vec_env
+from ilrec_sb3.common.masking import masked_entropy
 from ilrec_sb3.ilrec.losses import (
     actor_loss,
     critic_loss,
@@ -39,6 +39,7 @@ from ilrec_sb3.ilrec.losses import (
     target_entropy,
 )
 from ilrec_sb3.ilrec.policies import ILRecPolicy, MlpPolicy, MultiInputPolicy
+from recsim_env.artefacts import write_file
 from recsim_env.dynamics import ItemContext
 
 __all__ = ["DiscreteSAC"]
@@ -63,6 +64,7 @@ class Batch(NamedTuple):
         masks: (B, n) bool or None.
         next_masks: (B, n) bool or None.
         n_demonstrations: How many rows are demonstrated.
+        returns: (B,) returns that followed, to be the critics' targets instead of eq. 23's; None bootstraps.
     """
 
     observations: th.Tensor
@@ -74,6 +76,7 @@ class Batch(NamedTuple):
     masks: th.Tensor | None
     next_masks: th.Tensor | None
     n_demonstrations: int
+    returns: th.Tensor | None = None
 
 
 class DiscreteSAC(OffPolicyAlgorithm):
@@ -246,24 +249,36 @@ class DiscreteSAC(OffPolicyAlgorithm):
             raise ValueError(f"ent_coef={self.ent_coef} came; expected a number of 0 or more.")
 
     def _item_context(self) -> ItemContext | None:
-        if self.env is None or not self.env.has_attr("item_context"):
+        if self.env is None:
             return None
-        context: ItemContext = self.env.get_attr("item_context", 0)[0]
+        try:
+            context: ItemContext = self.env.get_attr("item_context", 0)[0]
+        except AttributeError:
+            return None
         return context
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Sets the environment, as in Stable-Baselines3; a bare `RecEnv` is expanded."""
         super().set_env(as_vec_env(env, self.n_sessions), force_reset)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
         assert self.env is not None
         self._masked = is_masking_supported(self.env)
         if self._pending_env_state is not None:
             self._restore_env(self._pending_env_state)
             self._pending_env_state = None
         self._last_masks = self._current_masks()
-        return total_timesteps, callback
+        return result
 
     def learn(
         self: SelfDiscreteSAC,
@@ -416,21 +431,15 @@ class DiscreteSAC(OffPolicyAlgorithm):
         alpha = self._entropy_coefficient()
 
         # critics, eq. 23
-        with th.no_grad():
-            cross = policy.cross_features(batch.next_observations)
-            log_probs = policy.log_probs(batch.next_observations, batch.next_masks, cross)
-            q_values = policy.q_values(batch.next_observations, cross, target=True)
-            target = critic_target(
-                batch.rewards, batch.dones, soft_value(log_probs, q_values, alpha), batch.discounts
-            )
+        target = self._critic_target(batch, alpha) if batch.returns is None else batch.returns
         scale = policy.value_scale
         predictions = policy.q_pairs(batch.observations, batch.actions)
         critics = critic_loss([q / scale for q in predictions], target / scale, kind="huber")
         self._descend(policy.critic_optimizer, policy.critic, critics.loss)
 
         # actor, eq. 20 to 22
-        cross = policy.cross_features(batch.observations)
-        log_probs = policy.log_probs(batch.observations, batch.masks, cross)
+        counts = policy.counts(batch.observations)
+        log_probs = policy.log_probs(batch.observations, batch.masks, counts)
         scalars = {
             "critic_loss": float(critics.loss.detach()),
             "q_mean": float(critics.mean_q) * scale,
@@ -443,7 +452,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
             demonstrated = imitation_loss(chosen)  # the rows were drawn in proportion to w
             scalars["imitation_loss"] = float(demonstrated.detach())
         with th.no_grad():
-            q_values = policy.q_values(batch.observations, cross)
+            q_values = policy.q_values(batch.observations, log_probs.exp(), counts)
         reinforced = actor_loss(log_probs, q_values, alpha)
         # without reinforcement the entropy alone holds the policy back from certainty
         rest = reinforced.loss if reinforce else -(alpha * reinforced.entropy).mean()
@@ -467,6 +476,16 @@ class DiscreteSAC(OffPolicyAlgorithm):
             ent_coef=float(alpha),
         )
         return scalars
+
+    def _critic_target(self, batch: Batch, alpha: th.Tensor) -> th.Tensor:
+        """Returns (B,) targets of eq. 23."""
+        policy, observations = self.policy, batch.next_observations
+        with th.no_grad():
+            counts = policy.counts(observations)
+            log_probs = policy.log_probs(observations, batch.next_masks, counts)
+            expected = policy.expected_q(observations, log_probs.exp(), counts, target=True)
+            next_values = soft_value(expected.amin(0), masked_entropy(log_probs), alpha)
+            return critic_target(batch.rewards, batch.dones, next_values, batch.discounts)
 
     def _entropy_coefficient(self) -> th.Tensor:
         if self.log_ent_coef is not None:
@@ -565,17 +584,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         target = pathlib.Path(path)
         if target.suffix == "":
             target = target.with_suffix(".zip")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            pathlib.Path(name).unlink(missing_ok=True)
-            raise
+        write_file(target, content.getvalue())
 
     @classmethod
     def load(  # type: ignore[override]
@@ -593,34 +602,38 @@ class DiscreteSAC(OffPolicyAlgorithm):
             device: As in Stable-Baselines3.
             **kwargs: As in Stable-Baselines3.
         """
-        model = super().load(path, env=env, device=device, **kwargs)
         source: Any = path
         if isinstance(path, (str, pathlib.Path)):
             source = pathlib.Path(path)
             source = source if source.exists() else source.with_suffix(".zip")
-        else:
-            path.seek(0)
         with zipfile.ZipFile(source) as archive:
-            if _STATE_FILE in archive.namelist():
-                model._load_training_state(load_arrays(archive.read(_STATE_FILE)))
+            n_sessions = json.loads(archive.read("data"))["n_sessions"]
+            stored = archive.read(_STATE_FILE) if _STATE_FILE in archive.namelist() else None
+        if env is not None:
+            env = as_vec_env(env, n_sessions)
+        if not isinstance(path, (str, pathlib.Path)):
+            path.seek(0)
+        model = super().load(path, env=env, device=device, **kwargs)
+        if stored is not None:
+            model._load_training_state(load_arrays(stored))
         return model
 
     def _training_state(self) -> dict[str, np.ndarray]:
         """Returns what training needs to go on, as flat arrays."""
         assert self.replay_buffer is not None
-        state = _prefixed("replay", self.replay_buffer.state_dict())
+        state = prefixed("replay", self.replay_buffer.state_dict())
         state["random/torch"] = th.get_rng_state().numpy().copy()
         state["random/numpy"] = _encode(self.rng.bit_generator.state)
         env_state = self._env_state()
         if env_state is not None:
-            state.update(_prefixed("env", env_state))
+            state.update(prefixed("env", env_state))
         if self._last_obs is not None:
             state["last_obs"] = self.policy.flat.flatten(self._last_obs)
         return state
 
     def _load_training_state(self, state: dict[str, np.ndarray]) -> None:
         assert self.replay_buffer is not None
-        stored = _unprefixed("replay", state)
+        stored = unprefixed("replay", state)
         n_envs = stored["observations"].shape[1]
         if n_envs != self.n_envs:
             logger.warning(
@@ -632,7 +645,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
             self.replay_buffer.load_state_dict(stored)
         th.set_rng_state(th.from_numpy(state["random/torch"].copy()))
         self.rng.bit_generator.state = json.loads(state["random/numpy"].tobytes())
-        env_state = _unprefixed("env", state)
+        env_state = unprefixed("env", state)
         if env_state and n_envs == self.n_envs:
             self._pending_env_state = {**env_state, "last_obs": state["last_obs"]}
 
@@ -656,11 +669,13 @@ class DiscreteSAC(OffPolicyAlgorithm):
         self._last_episode_starts = np.zeros(self.n_envs, dtype=bool)
 
 
-def _prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns arrays under names that begin with ``prefix/``."""
     return {f"{prefix}/{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
 
 
-def _unprefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unprefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what `prefixed` put under this prefix."""
     start = f"{prefix}/"
     return {name[len(start) :]: a for name, a in arrays.items() if name.startswith(start)}
 

@@ -1,14 +1,19 @@
-"""Heads that score actions: plain ones, and ones that know items by their features.
+"""Networks that score actions: plain ones, and ones that know items by their features.
 
-Over a catalogue of thousands a one-hot head learns next to nothing. An item head scores item a in state s as
+Over a catalogue of thousands a one-hot head learns next to nothing. An item scorer scores item a in state s as
 
-    f(s) . g(item a) + b(a) + c(s) r(s, a) + T(s)[k(s, a)] + U(s)[k(s, a)] r(s, a)
+    f(s) . g(a) + b(a) + c(s) r(s, a) + T(s)[k(s, a)]
 
 with g a linear map of the item's features, r(s, a) the reward that the train world model predicts, and k(s, a) the
-largest count, in the window of the session-end rule, among the categories of a. The last three terms are the
-state-item cross features. They say nothing about the rule (where it bites is learned, one number of T and U for each
-count), but they put what it depends on within reach. Both cross features follow from the observation, so they exist
-for replayed states too, and are shared by the actor and all critics.
+largest count, in the window of the session-end rule, among the categories of a. The last two terms are the
+state-item cross features. They say nothing about the rule (where it bites is learned, one number of T for each
+count), but they put what it depends on within reach. Both follow from the observation, so they exist for replayed
+states too, and are shared by the actor and all critics.
+
+r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first and the third term
+are one matrix product; and the expectation of the score over a policy needs no matrix of scores at all:
+
+    E_a[score] = [f(s), c(s) u(s), c(s)] . E_a[g(a), v(a), o(a)] + E_a[b(a)] + sum_k T(s)[k] P(k)
 """
 
 from __future__ import annotations
@@ -22,26 +27,10 @@ from torch import nn
 
 from recsim_env.dynamics import ItemContext
 
-__all__ = ["CrossFeatures", "CrossNet", "ItemHead", "PlainHead", "mlp"]
+__all__ = ["N_COUNTS", "Coefficients", "CrossNet", "ItemScorer", "PlainScorer", "mlp"]
 
 N_COUNTS = 8
 """Counts from 0 to this less one are told apart; larger ones are taken together."""
-
-
-class CrossFeatures(NamedTuple):
-    """State-item features of B states and n items (or of B pairs, where they are (B, 1)).
-
-    Attributes:
-        rewards: (B, n) predicted rewards, centred and scaled.
-        counts: (B, n) int64, the largest count in the window among the item's categories.
-    """
-
-    rewards: th.Tensor
-    counts: th.Tensor
-
-    def at(self, actions: th.Tensor) -> CrossFeatures:
-        """Returns the features of one item for each state, (B, 1) each; actions are (B, 1)."""
-        return CrossFeatures(self.rewards.gather(1, actions), self.counts.gather(1, actions))
 
 
 def mlp(width: int, hidden: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
@@ -54,172 +43,217 @@ def mlp(width: int, hidden: Sequence[int], activation: type[nn.Module]) -> nn.Se
 
 
 class CrossNet(nn.Module):
-    """Computes the cross features from flat observations; nothing in it is trained.
+    """What follows from an observation about every item; nothing in it is trained.
 
     Args:
         context: What the environment says about its items.
     """
 
     categories: th.Tensor
-    basis: th.Tensor
-    offset: th.Tensor
+    reward_items: th.Tensor
     features: th.Tensor
+    input_scale: th.Tensor
 
     def __init__(self, context: ItemContext) -> None:
         super().__init__()
         self.layout = context.layout
         self.n_items = context.n_items
-        centre = float(context.user_offset.mean())
-        names = {
-            "categories": context.categories.T.copy(),
-            "basis": context.user_basis.T.copy(),
-            "offset": context.user_offset - centre,
-            "features": self._features(context),
+        self.base = 2.0 * max(float(context.categories.sum(axis=1).max()), 1.0)
+        offset = (context.user_offset - context.user_offset.mean())[:, None]
+        scale = np.ones(context.layout.size, np.float32)
+        scale[context.layout.user] = 1.0 / np.maximum(context.user_scale, 1e-6)
+        buffers = {
+            "categories": context.categories.T.copy(),  # (C, n)
+            "reward_items": np.concatenate([context.user_basis, offset], axis=1),  # (n, K + 1)
+            "features": self._features(context),  # (n, k)
+            "input_scale": scale,  # (d,)
         }
-        for name, values in names.items():
+        for name, values in buffers.items():
             self.register_buffer(name, th.as_tensor(np.asarray(values, np.float32)))
 
     @staticmethod
     def _features(context: ItemContext) -> np.ndarray:
-        """Returns (n_items, k) item features: categories, rewards, text; each part of unit scale."""
+        """Returns (n_items, k) item features, each part of unit scale."""
         size = context.categories.sum(axis=1, keepdims=True)
+        offset = context.user_offset - context.user_offset.mean()
         parts = [
             context.categories,
             size / max(float(size.mean()), 1.0),
-            (context.user_offset - context.user_offset.mean())[:, None],
-            context.user_basis / max(float(context.user_basis.std()), 1e-6),
+            (offset / max(float(offset.std()), 1e-6))[:, None],
+            context.user_basis / np.maximum(context.user_basis.std(axis=0), 1e-6),
             context.text * np.sqrt(context.text.shape[1] / 4.0),
         ]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
-    def forward(self, flat: th.Tensor) -> CrossFeatures:
-        """Returns the cross features of every item.
+    def scaled(self, flat: th.Tensor) -> th.Tensor:
+        """Returns observations whose parts are all of unit scale, (B, d)."""
+        return flat * self.input_scale
+
+    def user(self, flat: th.Tensor) -> th.Tensor:
+        """Returns (B, K + 1) user vectors and a 1, so that r(s, a) is a product with ``reward_items``."""
+        part = flat[:, self.layout.user]
+        return th.cat([part, th.ones_like(part[:, :1])], dim=1)
+
+    def forward(self, flat: th.Tensor) -> th.Tensor:
+        """Returns (B, n) int64, the largest count in the window among each item's categories.
+
+        The largest exponent of a sum of powers is read off its logarithm, as long as the base exceeds the number
+        of terms: one matrix product instead of one for each count.
 
         Args:
-            flat: (B, layout.size) observations.
+            flat: (B, d) observations.
         """
-        rewards = th.addmm(self.offset, flat[:, self.layout.user], self.basis)  # (B, n)
-        counts = self._counts(flat)  # (B, C)
-        highest = min(int(counts.max().item()) if len(counts) else 0, N_COUNTS - 1)
-        largest = th.zeros_like(rewards, dtype=th.int64)
-        for level in range(1, highest + 1):
-            largest += (counts >= level).float() @ self.categories > 0
-        return CrossFeatures(rewards, largest)
+        powers = self.base ** self._counts(flat)
+        total = (powers @ self.categories).clamp_(min=1.0)
+        return total.log_().mul_(1.0 / float(np.log(self.base))).add_(1e-3).long()
 
-    def pairs(self, flat: th.Tensor, actions: th.Tensor) -> CrossFeatures:
-        """Returns the cross features of one item for each state.
-
-        Args:
-            flat: (B, layout.size) observations.
-            actions: (B, 1) int64.
-        """
-        items = actions[:, 0]
-        rewards = (flat[:, self.layout.user] * self.basis.T[items]).sum(1) + self.offset[items]
-        counts = (self._counts(flat) * self.categories.T[items]).amax(1)
-        return CrossFeatures(rewards[:, None], counts.clamp(max=N_COUNTS - 1).long()[:, None])
+    def pairs(self, flat: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """Returns (B, 1) int64 counts of the (B, 1) actions."""
+        counts = (self._counts(flat) * self.categories.T[actions[:, 0]]).amax(1)
+        return counts.long()[:, None]
 
     def _counts(self, flat: th.Tensor) -> th.Tensor:
-        return (flat[:, self.layout.categories] * self.layout.count_scale).round()
+        counts = flat[:, self.layout.categories] * self.layout.count_scale
+        return counts.round().clamp(max=N_COUNTS - 1)
 
 
-class ItemHead(nn.Module):
-    """Scores every item in every state, or one item in each.
+class Coefficients(NamedTuple):
+    """What a head says about B states.
+
+    Attributes:
+        weights: (B, D + K + 1), factors of the items' columns.
+        table: (B, N_COUNTS), T(s).
+    """
+
+    weights: th.Tensor
+    table: th.Tensor
+
+
+class ItemScorer(nn.Module):
+    """One or more heads that score every item in every state; the heads share g and b.
 
     Args:
         n_features: Width of the state features.
         cross: The (shared) cross features.
-        hidden: Widths of the state network.
-        dim: Width of f and g.
-        activation: Of the state network.
-        scale: What the outputs are multiplied by; the usual size of what they stand for.
+        n_heads: Number of heads, each with a state network of its own.
+        hidden: Widths of the state networks.
+        dim: Width D of f and g.
+        activation: Of the state networks.
+        scale: What the scores are multiplied by; the usual size of what they stand for.
     """
 
     def __init__(
         self,
         n_features: int,
         cross: CrossNet,
-        hidden: Sequence[int] = (128, 128),
-        dim: int = 64,
-        activation: type[nn.Module] = nn.ReLU,
-        scale: float = 1.0,
+        n_heads: int,
+        hidden: Sequence[int],
+        dim: int,
+        activation: type[nn.Module],
+        scale: float,
     ) -> None:
         super().__init__()
-        self.scale = scale
         self.dim = dim
-        self.trunk = mlp(n_features, hidden, activation)
+        self.scale = scale
         width = hidden[-1] if hidden else n_features
-        # columns: f(s), c(s), T(s), U(s), one value that all items share
-        self.state = nn.Linear(width, dim + 1 + 2 * N_COUNTS + 1)
+        # columns of a head: f(s), c(s), T(s)
+        self.heads = nn.ModuleList(
+            nn.Sequential(mlp(n_features, hidden, activation), nn.Linear(width, dim + 1 + N_COUNTS))
+            for _ in range(n_heads)
+        )
         self.item = nn.Linear(cross.features.shape[1], dim + 1)  # g(a), b(a)
         with th.no_grad():
-            self.state.weight *= 0.1
-            self.state.bias.zero_()
+            for head in self.heads:
+                head[-1].weight *= 0.1  # type: ignore[index]
+                head[-1].bias.zero_()  # type: ignore[index]
             self.item.weight[-1] *= 0.1
             self.item.bias.zero_()
 
-    def _parts(self, features: th.Tensor) -> tuple[th.Tensor, ...]:
-        sizes = [self.dim, 1, N_COUNTS, N_COUNTS, 1]
-        return self.state(self.trunk(features)).split(sizes, dim=1)
-
-    def forward(
-        self, features: th.Tensor, cross: CrossFeatures, item_features: th.Tensor
-    ) -> th.Tensor:
-        """Returns (B, n) scores.
+    def coefficients(
+        self, features: th.Tensor, flat: th.Tensor, cross: CrossNet
+    ) -> list[Coefficients]:
+        """Returns what each head says about the states.
 
         Args:
             features: (B, n_features) state features.
-            cross: Of all items, (B, n).
-            item_features: (n, k).
+            flat: (B, d) observations.
+            cross: The cross features.
         """
-        f_BD, slope_B1, table_BK, reward_table_BK, value_B1 = self._parts(features)
-        g_ID, bias_I = self.item(item_features).split([self.dim, 1], dim=1)
-        scores = th.addmm(bias_I.T, f_BD, g_ID.T)
-        scores = scores + (table_BK + value_B1).gather(1, cross.counts)
-        scores = scores + cross.rewards * (reward_table_BK + slope_B1).gather(1, cross.counts)
-        return self.scale * scores
+        user = cross.user(flat)
+        result = []
+        for head in self.heads:
+            f, slope, table = head(features).split([self.dim, 1, N_COUNTS], dim=1)
+            weights = self.scale * th.cat([f, slope * user], dim=1)
+            result.append(Coefficients(weights, self.scale * table))
+        return result
+
+    def columns(self, cross: CrossNet, items: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """Returns the items' columns (m, D + K + 1) and biases (m,), of all items or the given (m,)."""
+        features, rewards = cross.features, cross.reward_items
+        if items is not None:
+            features, rewards = features[items], rewards[items]
+        g, bias = self.item(features).split([self.dim, 1], dim=1)
+        return th.cat([g, rewards], dim=1), self.scale * bias[:, 0]
+
+    def scores(self, head: Coefficients, counts: th.Tensor, cross: CrossNet) -> th.Tensor:
+        """Returns (B, n) scores of one head."""
+        columns, bias = self.columns(cross)
+        return th.addmm(bias, head.weights, columns.T) + head.table.gather(1, counts)
 
     def pairs(
-        self, features: th.Tensor, cross: CrossFeatures, item_features: th.Tensor
+        self, heads: Sequence[Coefficients], counts: th.Tensor, items: th.Tensor, cross: CrossNet
+    ) -> list[th.Tensor]:
+        """Returns for each head the (B,) scores of one item for each state; counts and items are (B, 1)."""
+        columns, bias = self.columns(cross, items[:, 0])
+        return [
+            (head.weights * columns).sum(1) + bias + head.table.gather(1, counts)[:, 0]
+            for head in heads
+        ]
+
+    def expected(
+        self, heads: Sequence[Coefficients], probs: th.Tensor, counts: th.Tensor, cross: CrossNet
     ) -> th.Tensor:
-        """Returns (B,) scores of one item for each state.
-
-        Args:
-            features: (B, n_features) state features.
-            cross: Of the pairs, (B, 1).
-            item_features: (B, k) features of the B items.
-        """
-        f_BD, slope_B1, table_BK, reward_table_BK, value_B1 = self._parts(features)
-        g_BD, bias_B1 = self.item(item_features).split([self.dim, 1], dim=1)
-        scores = (f_BD * g_BD).sum(1, keepdim=True) + bias_B1
-        scores = scores + (table_BK + value_B1).gather(1, cross.counts)
-        scores = scores + cross.rewards * (reward_table_BK + slope_B1).gather(1, cross.counts)
-        return self.scale * scores[:, 0]
+        """Returns (n_heads, B) expected scores under (B, n) probabilities, without a matrix of scores."""
+        columns, bias = self.columns(cross)
+        mean = probs @ th.cat([columns, bias[:, None]], dim=1)
+        mass = probs.new_zeros(len(probs), N_COUNTS).scatter_add_(1, counts, probs)
+        return th.stack(
+            [
+                (head.weights * mean[:, :-1]).sum(1) + mean[:, -1] + (head.table * mass).sum(1)
+                for head in heads
+            ]
+        )
 
 
-class PlainHead(nn.Module):
-    """A multi-layer perceptron with one output for each action.
+class PlainScorer(nn.Module):
+    """One or more multi-layer perceptrons with one output for each action.
 
     Args:
         n_features: Width of the state features.
         n_actions: Number of actions.
+        n_heads: Number of heads.
         hidden: Widths of the hidden layers.
         activation: Of the hidden layers.
-        scale: What the outputs are multiplied by.
+        scale: What the scores are multiplied by.
     """
 
     def __init__(
         self,
         n_features: int,
         n_actions: int,
-        hidden: Sequence[int] = (128, 128),
-        activation: type[nn.Module] = nn.ReLU,
-        scale: float = 1.0,
+        n_heads: int,
+        hidden: Sequence[int],
+        activation: type[nn.Module],
+        scale: float,
     ) -> None:
         super().__init__()
         self.scale = scale
         width = hidden[-1] if hidden else n_features
-        self.net = nn.Sequential(mlp(n_features, hidden, activation), nn.Linear(width, n_actions))
+        self.heads = nn.ModuleList(
+            nn.Sequential(mlp(n_features, hidden, activation), nn.Linear(width, n_actions))
+            for _ in range(n_heads)
+        )
 
-    def forward(self, features: th.Tensor) -> th.Tensor:
-        """Returns (B, n_actions) scores of (B, n_features) state features."""
-        return self.scale * self.net(features)
+    def forward(self, features: th.Tensor) -> list[th.Tensor]:
+        """Returns for each head the (B, n) scores of (B, n_features) state features."""
+        return [self.scale * head(features) for head in self.heads]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from tqdm import tqdm
 
 from ilrec_sb3.common.buffers import DemonstrationBuffer, DemonstrationSamples
@@ -19,7 +20,7 @@ from ilrec_sb3.ilrec.discriminator import (
     ItemRewardNet,
     StateActions,
 )
-from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, _prefixed, _unprefixed
+from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, prefixed, unprefixed
 from ilrec_sb3.ilrec.policies import ILRecPolicy
 from ilrec_sb3.ilrec.weighting import (
     WeightStatistics,
@@ -82,8 +83,8 @@ class ILRec(DiscreteSAC):
         discriminator_every: Env steps between retrainings of the discriminator.
         discriminator_steps: Gradient steps of each retraining.
         discriminator_config: How the discriminator is trained.
-        learning_rate, buffer_size, learning_starts, batch_size, tau, gamma, updates_per_step, n_steps, ent_coef,
-            target_entropy, n_sessions, policy_kwargs, verbose, seed, device, **kwargs: As in `DiscreteSAC`.
+        learning_rate: As in `DiscreteSAC`.
+        **kwargs: As in `DiscreteSAC`.
     """
 
     def __init__(
@@ -147,22 +148,31 @@ class ILRec(DiscreteSAC):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        features = self.policy.item_features
+        cross = self.policy.cross
         net = ItemRewardNet(
             self.policy.flat.flat_space,
             self.action_space,
-            None if features is None else features.detach().cpu(),
+            None if cross is None else cross.features.detach().cpu(),
         ).to(self.device)
         self.discriminator = DiscriminatorTrainer(
             net, self.discriminator_config, seed=self.seed or 0
         )
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._setup_learn(*args, **kwargs)
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
         if not self._warm:
             self._load_demonstrations()
             if self.demonstration_buffer is not None:
-                self._warm_start(progress=bool(kwargs.get("progress_bar", False)))
+                self._warm_start(progress=progress_bar)
             self._warm = True
         return result
 
@@ -208,13 +218,10 @@ class ILRec(DiscreteSAC):
         if self._given is not None:
             return list(self._given)
         assert self.env is not None
-        inner = getattr(self.env, "env", self.env)
-        own: Callable[[], list[Trajectory]] | None = getattr(inner, "demonstrations", None)
-        if callable(own):
-            return own()
-        if self.env.has_attr("demonstrations"):
+        try:
             return list(self.env.env_method("demonstrations", indices=0)[0])
-        return []
+        except AttributeError:
+            return []
 
     # -- weights -----------------------------------------------------------------------------------
 
@@ -239,6 +246,7 @@ class ILRec(DiscreteSAC):
         if due and self.demonstration_buffer is not None and self._decay() > 0:
             self._trained_at = self.num_timesteps
             self._update_weights(from_policy=True)
+        self.logger.record("train/imitation_coef", self._imitation_coefficient())
         super().train(gradient_steps, batch_size)
 
     def _update_weights(self, from_policy: bool) -> WeightStatistics:
@@ -308,7 +316,10 @@ class ILRec(DiscreteSAC):
     # -- warm start --------------------------------------------------------------------------------
 
     def _warm_start(self, progress: bool = False) -> None:
-        """Weighted imitation and critics on the demonstrations, before the first env step."""
+        """Weighted imitation, and critics on the demonstrations' returns, before the first env step.
+
+        Bootstrapping is of no use here: values of actions that nobody demonstrated would feed on themselves.
+        """
         buffer = self.demonstration_buffer
         assert buffer is not None
         self._update_weights(from_policy=False)
@@ -317,9 +328,13 @@ class ILRec(DiscreteSAC):
         bar = tqdm(range(self.warm_start_steps), desc="warm start", disable=not progress)
         for step in bar:
             demonstrated = buffer.sample(self.batch_size, self.rng)
-            self._gradient_step(self._join(None, demonstrated), coefficient, reinforce=False)
+            batch = self._join(None, demonstrated)._replace(returns=demonstrated.returns)
+            self._gradient_step(batch, coefficient, reinforce=False)
             if step == self.warm_start_steps // 2:
                 self._update_weights(from_policy=False)
+        # random play would add nothing now: learn from the environment as soon as a batch is there
+        self.learning_starts = min(self.learning_starts, self.batch_size)
+        self.policy.critic_target.load_state_dict(self.policy.critic.state_dict())
         self.policy.set_training_mode(False)
 
     def _acts_at_random(self, learning_starts: int) -> bool:
@@ -344,13 +359,13 @@ class ILRec(DiscreteSAC):
     def _training_state(self) -> dict[str, np.ndarray]:
         state = super()._training_state()
         if self.demonstration_buffer is not None and self._log_env is not None:
-            state.update(_prefixed("demonstrations", self.demonstration_buffer.state_dict()))
+            state.update(prefixed("demonstrations", self.demonstration_buffer.state_dict()))
             state["log_env"] = self._log_env.numpy().copy()
         return state
 
     def _load_training_state(self, state: dict[str, np.ndarray]) -> None:
         super()._load_training_state(state)
-        stored = _unprefixed("demonstrations", state)
+        stored = unprefixed("demonstrations", state)
         if stored:
             self.demonstration_buffer = DemonstrationBuffer.from_state_dict(stored, self.device)
             self._log_env = th.from_numpy(state["log_env"].copy())

@@ -128,21 +128,23 @@ def policy_loss(imitation: th.Tensor, actor: th.Tensor, imitation_coefficient: f
 
 
 def soft_value(
-    log_probs: th.Tensor, q_values: th.Tensor, entropy_coefficient: th.Tensor | float
+    expected_q: th.Tensor, entropy: th.Tensor, entropy_coefficient: th.Tensor | float
 ) -> th.Tensor:
     r"""Value of a state, :math:`V = \sum_a \pi (Q - \alpha_{ent} \log\pi)` (IL-Rec, eq. 23).
 
+    The sum over actions is split: :math:`\sum_a \pi Q` is the expectation of Q and
+    :math:`-\sum_a \pi \log\pi` the entropy.
+
     Args:
-        log_probs: (B, n) of the policy in the next state, masked.
-        q_values: (B, n), the smaller of the two target critics there.
+        expected_q: (B,) expectation of Q under the policy, the smaller of the two target critics.
+        entropy: (B,) entropy of the policy in nats.
         entropy_coefficient: alpha_ent, at least 0.
 
     Returns:
         (B,).
     """
-    _same_shape("q_values", q_values, "log_probs", log_probs)
-    soft_q = q_values - _constant(entropy_coefficient) * log_probs
-    return (log_probs.exp() * soft_q).sum(dim=-1)
+    _same_shape("entropy", entropy, "expected_q", expected_q)
+    return expected_q + _constant(entropy_coefficient) * entropy
 
 
 def critic_target(

@@ -20,19 +20,19 @@ from torch import nn
 
 from ilrec_sb3.common.masking import masked_log_softmax
 from ilrec_sb3.common.observations import FlatObservations
-from ilrec_sb3.ilrec.heads import CrossFeatures, CrossNet, ItemHead, PlainHead
+from ilrec_sb3.ilrec.heads import Coefficients, CrossNet, ItemScorer, PlainScorer
 from recsim_env.dynamics import ItemContext
 
 __all__ = ["ILRecPolicy", "MlpPolicy", "MultiInputPolicy"]
 
 
-class _Scorer(nn.Module):
-    """One or more heads on one features extractor: the actor, or all critics.
+class _Network(nn.Module):
+    """A features extractor and a scorer on it: the actor, or all critics.
 
     Args:
         n_heads: How many scores each action gets.
         policy: Whose spaces, extractor and layer sizes to use.
-        scale: See the heads.
+        scale: See the scorers.
     """
 
     def __init__(self, n_heads: int, policy: ILRecPolicy, scale: float) -> None:
@@ -41,30 +41,20 @@ class _Scorer(nn.Module):
         self.space = policy.observation_space
         self.normalize_images = policy.normalize_images
         self.extractor = policy.make_features_extractor()
-        width = self.extractor.features_dim
         self.n_heads = n_heads
-        heads: list[nn.Module] = []
-        for _ in range(n_heads):
-            if policy.cross is not None:
-                heads.append(
-                    ItemHead(
-                        width,
-                        policy.cross,
-                        policy.net_arch,
-                        policy.item_dim,
-                        policy.activation_fn,
-                        scale,
-                    )
-                )
-            else:
-                n_actions = int(policy.action_space.n)  # type: ignore[attr-defined]
-                heads.append(
-                    PlainHead(width, n_actions, policy.net_arch, policy.activation_fn, scale)
-                )
-        self.heads = nn.ModuleList(heads)
+        width = self.extractor.features_dim
+        arch, activation = policy.net_arch, policy.activation_fn
+        self.scorer: ItemScorer | PlainScorer
+        if policy.cross is not None:
+            self.scorer = ItemScorer(
+                width, policy.cross, n_heads, arch, policy.item_dim, activation, scale
+            )
+        else:
+            n_actions = int(policy.action_space.n)  # type: ignore[attr-defined]
+            self.scorer = PlainScorer(width, n_actions, n_heads, arch, activation, scale)
 
     def features(self, flat: th.Tensor) -> th.Tensor:
-        """Returns (B, features_dim) of (B, size) flat observations."""
+        """Returns (B, features_dim) of (B, d) flat observations."""
         observed = preprocess_obs(
             self.flat.unflatten(flat),  # type: ignore[arg-type]
             self.space,
@@ -72,29 +62,6 @@ class _Scorer(nn.Module):
         )
         features: th.Tensor = self.extractor(observed)
         return features
-
-    def forward(
-        self, flat: th.Tensor, cross: CrossFeatures | None, item_features: th.Tensor | None
-    ) -> list[th.Tensor]:
-        """Returns for each head the (B, n) scores of all actions."""
-        features = self.features(flat)
-        if cross is None:
-            return [head(features) for head in self.heads]
-        return [head(features, cross, item_features) for head in self.heads]
-
-    def pairs(
-        self,
-        flat: th.Tensor,
-        actions: th.Tensor,
-        cross: CrossFeatures | None,
-        item_features: th.Tensor | None,
-    ) -> list[th.Tensor]:
-        """Returns for each head the (B,) scores of one action for each state."""
-        features = self.features(flat)
-        if cross is None or item_features is None:
-            return [head(features).gather(1, actions)[:, 0] for head in self.heads]
-        chosen = item_features[actions[:, 0]]
-        return [head.pairs(features, cross, chosen) for head in self.heads]  # type: ignore[operator]
 
 
 class ILRecPolicy(BasePolicy):
@@ -121,9 +88,9 @@ class ILRecPolicy(BasePolicy):
         optimizer_kwargs: As in Stable-Baselines3.
     """
 
-    actor: _Scorer
-    critic: _Scorer
-    critic_target: _Scorer
+    actor: _Network
+    critic: _Network
+    critic_target: _Network
 
     def __init__(
         self,
@@ -135,7 +102,7 @@ class ILRecPolicy(BasePolicy):
         n_critics: int = 2,
         item_context: ItemContext | None = None,
         use_item_heads: bool = True,
-        item_dim: int = 64,
+        item_dim: int = 32,
         value_scale: float = 10.0,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -171,9 +138,9 @@ class ILRecPolicy(BasePolicy):
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.actor = _Scorer(1, self, 1.0)
-        self.critic = _Scorer(self.n_critics, self, self.value_scale)
-        self.critic_target = _Scorer(self.n_critics, self, self.value_scale)
+        self.actor = _Network(1, self, 1.0)
+        self.critic = _Network(self.n_critics, self, self.value_scale)
+        self.critic_target = _Network(self.n_critics, self, self.value_scale)
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.train(False)
         for parameter in self.critic_target.parameters():
@@ -209,62 +176,108 @@ class ILRecPolicy(BasePolicy):
         )
         return data
 
-    @property
-    def item_features(self) -> th.Tensor | None:
-        """(n_items, k) features of the items, or None with plain heads."""
-        return None if self.cross is None else self.cross.features
+    def counts(self, flat: th.Tensor) -> th.Tensor | None:
+        """Returns the cross features of (B, d) flat observations, to be shared by all networks.
 
-    def cross_features(self, flat: th.Tensor) -> CrossFeatures | None:
-        """Returns the cross features of (B, size) flat observations, to be shared by all networks."""
+        They are the (B, n) counts of `CrossNet`, or None with plain heads.
+        """
         if self.cross is None:
             return None
         with th.no_grad():
-            return self.cross(flat)
+            counts: th.Tensor = self.cross(flat)
+            return counts
 
     def log_probs(
         self,
         flat: th.Tensor,
         masks: th.Tensor | None = None,
-        cross: CrossFeatures | None = None,
+        counts: th.Tensor | None = None,
     ) -> th.Tensor:
         """Returns (B, n) log-probabilities of all actions.
 
         Args:
-            flat: (B, size) flat observations.
+            flat: (B, d) flat observations.
             masks: (B, n) bool, True where allowed; None allows everything.
-            cross: Of these observations, where they were computed already.
+            counts: Of these observations, where they were computed already.
         """
-        if cross is None:
-            cross = self.cross_features(flat)
-        logits = self.actor(flat, cross, self.item_features)[0]
-        return masked_log_softmax(logits, masks, check=False)
+        return masked_log_softmax(self._logits(flat, counts), masks, check=False)
+
+    def _logits(self, flat: th.Tensor, counts: th.Tensor | None) -> th.Tensor:
+        scorer = self.actor.scorer
+        if isinstance(scorer, PlainScorer) or self.cross is None:
+            logits: th.Tensor = scorer(self.actor.features(flat))[0]
+            return logits
+        if counts is None:
+            counts = self.cross(flat)
+        heads = self._heads(self.actor, flat)
+        return scorer.scores(heads[0], counts, self.cross)
+
+    def _heads(self, network: _Network, flat: th.Tensor) -> list[Coefficients]:
+        assert self.cross is not None and isinstance(network.scorer, ItemScorer)
+        features = network.features(self.cross.scaled(flat))
+        return network.scorer.coefficients(features, flat, self.cross)
+
+    def expected_q(
+        self,
+        flat: th.Tensor,
+        probs: th.Tensor,
+        counts: th.Tensor | None = None,
+        target: bool = False,
+    ) -> th.Tensor:
+        """Returns (n_critics, B), each critic's expected value under a policy.
+
+        Args:
+            flat: (B, d) flat observations.
+            probs: (B, n) probabilities of the actions.
+            counts: Of these observations, where they were computed already.
+            target: Whether the target critics are asked.
+        """
+        network = self.critic_target if target else self.critic
+        scorer = network.scorer
+        if isinstance(scorer, PlainScorer) or self.cross is None:
+            return th.stack([(probs * q).sum(1) for q in scorer(network.features(flat))])
+        if counts is None:
+            counts = self.cross(flat)
+        return scorer.expected(self._heads(network, flat), probs, counts, self.cross)
 
     def q_values(
-        self, flat: th.Tensor, cross: CrossFeatures | None = None, target: bool = False
+        self, flat: th.Tensor, probs: th.Tensor, counts: th.Tensor | None = None
     ) -> th.Tensor:
-        """Returns (B, n) the smallest critic's value of all actions, as `log_probs`."""
-        if cross is None:
-            cross = self.cross_features(flat)
-        critic = self.critic_target if target else self.critic
-        values: list[th.Tensor] = critic(flat, cross, self.item_features)
-        return values[0] if len(values) == 1 else th.stack(values).amin(0)
+        """Returns (B, n) values of all actions by the critic that thinks least of the policy in each state.
 
-    def q_pairs(
-        self, flat: th.Tensor, actions: th.Tensor, cross: CrossFeatures | None = None
-    ) -> list[th.Tensor]:
+        Args:
+            flat: (B, d) flat observations.
+            probs: (B, n) probabilities of the actions, which choose the critic.
+            counts: Of these observations, where they were computed already.
+        """
+        scorer = self.critic.scorer
+        if isinstance(scorer, PlainScorer) or self.cross is None:
+            values = th.stack(scorer(self.critic.features(flat)))  # (n_critics, B, n)
+            least = (values * probs).sum(2).argmin(0)
+            return values[least, th.arange(len(flat), device=flat.device)]
+        if counts is None:
+            counts = self.cross(flat)
+        heads = self._heads(self.critic, flat)
+        least = scorer.expected(heads, probs, counts, self.cross).argmin(0)
+        rows = th.arange(len(flat), device=flat.device)
+        chosen = Coefficients(
+            th.stack([head.weights for head in heads])[least, rows],
+            th.stack([head.table for head in heads])[least, rows],
+        )
+        return scorer.scores(chosen, counts, self.cross)
+
+    def q_pairs(self, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
         """Returns each critic's (B,) value of the (B, 1) actions.
 
         Args:
-            flat: (B, size) flat observations.
+            flat: (B, d) flat observations.
             actions: (B, 1) int64.
-            cross: Of all actions in these observations, where they were computed already.
         """
-        chosen = None
-        if cross is not None:
-            chosen = cross.at(actions)
-        elif self.cross is not None:
-            chosen = self.cross.pairs(flat, actions)
-        return self.critic.pairs(flat, actions, chosen, self.item_features)
+        scorer = self.critic.scorer
+        if isinstance(scorer, PlainScorer) or self.cross is None:
+            return [q.gather(1, actions)[:, 0] for q in scorer(self.critic.features(flat))]
+        counts = self.cross.pairs(flat, actions)
+        return scorer.pairs(self._heads(self.critic, flat), counts, actions, self.cross)
 
     def forward(
         self,

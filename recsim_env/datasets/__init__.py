@@ -6,6 +6,7 @@ from recsim_env.datasets.ratings import quantile_ratings
 from recsim_env.datasets.registry import load, names, source
 from recsim_env.datasets.sources import Source, find_root
 from recsim_env.datasets.splits import Split, k_core, split_interactions
+from recsim_env.datasets.store import custom_names, load_custom, save_custom
 from recsim_env.datasets.synthetic import synthetic, true_ratings
 from recsim_env.datasets.titles import normalise_title
 
@@ -16,13 +17,16 @@ __all__ = [
     "Interactions",
     "Source",
     "Split",
+    "custom_names",
     "find_root",
     "from_tables",
     "k_core",
     "load",
+    "load_custom",
     "names",
     "normalise_title",
     "quantile_ratings",
+    "save_custom",
     "source",
     "split_interactions",
     "synthetic",

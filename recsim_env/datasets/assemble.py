@@ -78,11 +78,13 @@ def assemble(
     """
     unique, inverse = np.unique(rows.items, return_inverse=True)
     is_known = np.array([str(i) in items for i in unique], dtype=bool)
-    has_category = np.array([str(i) in items and bool(items[str(i)].categories) for i in unique])
-    known, usable = is_known[inverse], has_category.astype(bool)[inverse]
+    has_category = np.array(
+        [str(i) in items and bool(items[str(i)].categories) for i in unique], dtype=bool
+    )
+    known, usable = is_known[inverse], has_category[inverse]
     counted = {
         **(statistics or {}),
-        "items_without_category": int((is_known & ~has_category.astype(bool)).sum()),
+        "items_without_category": int((is_known & ~has_category).sum()),
         "rows_dropped_no_category": int((known & ~usable).sum()),
         "items_not_in_catalogue": int((~is_known).sum()),
         "rows_dropped_not_in_catalogue": int((~known).sum()),

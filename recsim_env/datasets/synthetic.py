@@ -56,12 +56,12 @@ _FIRST_WORDS = (
     "Winter Solar Phantom Sacred"
 ).split()
 
-_ARCHETYPES = 6
+_ARCHETYPES = 4
 _FACTORS = 3
 _LEAST_PLAYS = 3
 # Standard deviations of the parts of log-hours; noise is a parameter.
 _LOG_HOURS_MEAN = 1.6
-_QUALITY, _USER_LEVEL, _TASTE, _FACTOR = 0.5, 0.4, 1.0, 0.4
+_QUALITY, _USER_LEVEL, _TASTE, _FACTOR = 0.5, 0.4, 1.3, 0.3
 _QUADRATURE_NODES = 15
 
 
@@ -71,19 +71,20 @@ class SyntheticSource(Source):
 
     The logarithm of the hours that user u plays game i is normal with the mean
 
-        m(u, i) = 1.6 + quality_i + level_u + taste_u . genres_i / sqrt(n genres of i) + p_u . q_i
+        m(u, i) = 1.6 + quality_i + level_u + 1.3 taste_u . g_i + p_u . q_i
 
-    and the standard deviation `noise`; a user's taste for the genres is that of one of six kinds
-    of users with some of his own. Users meet the games that they would like, and popular games,
-    more often than others, so what is missing is not missing at random. Hours become ratings as
-    those of Steam do. As on Steam there is no order in time.
+    and the standard deviation `noise`, where g_i are the genres as 0 and 1, scaled to length 1, and
+    p, q are factors that no genre tells of. A user's taste is that of one of four kinds of users
+    with some of his own. Users meet the games that they would like, and popular games, more often
+    than others, so what is missing is not missing at random. Hours become ratings as those of
+    Steam do. As on Steam there is no order in time.
 
     Args:
         n_users: Users, 1 or more.
         n_items: Games, 12 or more.
         seed: Of everything.
-        interactions_per_user: Mean number of games that a user played, at least 5. Raising it
-            makes the truth easier to learn.
+        interactions_per_user: Mean number of games that a user played, at least 5; no user
+            plays more than half of the catalogue. Raising it makes the truth easier to learn.
         noise: Standard deviation of log-hours around their mean, 0 or more.
         levels: None: continuous ratings; 5: whole stars.
     """
@@ -92,20 +93,20 @@ class SyntheticSource(Source):
     n_users: int = 400
     n_items: int = 300
     seed: int = 0
-    interactions_per_user: float = 20.0
-    noise: float = 0.7
+    interactions_per_user: float = 25.0
+    noise: float = 0.6
     levels: int | None = None
 
     def __post_init__(self) -> None:
         if (
             self.n_users < 1
             or self.n_items < len(_GENRES)
-            or not 5 <= self.interactions_per_user <= self.n_items / 2
+            or not 5 <= self.interactions_per_user <= self.n_items
             or not self.noise >= 0
         ):
             raise DataError(
                 f"{self} came, expected n_users >= 1, n_items >= {len(_GENRES)}, noise >= 0 and "
-                "interactions_per_user from 5 to half of n_items: change these."
+                "interactions_per_user from 5 to n_items: change these."
             )
 
     def load(self, root: str | Path | None = None) -> Dataset:
@@ -132,7 +133,7 @@ class _World:
         self._genres = _draw_genres(n_items, rng)
         self._titles = _draw_titles(self._genres, rng)
         kinds = rng.normal(size=(_ARCHETYPES, len(_GENRES)))
-        tastes = 0.85 * kinds[rng.integers(_ARCHETYPES, size=n_users)] + 0.5 * rng.normal(
+        tastes = kinds[rng.integers(_ARCHETYPES, size=n_users)] + 0.35 * rng.normal(
             size=(n_users, len(_GENRES))
         )
         tastes -= tastes.mean(axis=0)
@@ -142,7 +143,7 @@ class _World:
         factors = rng.normal(size=(n_users, _FACTORS)) @ rng.normal(size=(_FACTORS, n_items))
         liking = _TASTE * tastes @ per_game.T + _FACTOR * factors / np.sqrt(_FACTORS)
         self._mean_log_hours = _LOG_HOURS_MEAN + quality + level[:, None] + liking
-        popularity = 0.8 * rng.normal(size=n_items) + 0.5 * quality / _QUALITY
+        popularity = 0.4 * rng.normal(size=n_items) + 0.5 * quality / _QUALITY
         self._users, self._items = _draw_exposure(
             popularity + 0.7 * liking, settings.interactions_per_user, rng
         )
@@ -198,8 +199,8 @@ def synthetic(
     n_items: int = 300,
     seed: int = 0,
     *,
-    interactions_per_user: float = 20.0,
-    noise: float = 0.7,
+    interactions_per_user: float = 25.0,
+    noise: float = 0.6,
     levels: int | None = None,
 ) -> Dataset:
     """Returns made-up data in the likeness of Steam; see `SyntheticSource` for the arguments."""
@@ -211,8 +212,8 @@ def true_ratings(
     n_items: int = 300,
     seed: int = 0,
     *,
-    interactions_per_user: float = 20.0,
-    noise: float = 0.7,
+    interactions_per_user: float = 25.0,
+    noise: float = 0.6,
 ) -> npt.NDArray[np.float32]:
     """Returns what `synthetic` with the same arguments hides: the expected rating of each pair.
 

@@ -124,10 +124,7 @@ def identifiers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.str_]:
 
 def is_text(column: pa.ChunkedArray) -> bool:
     """Returns whether a column holds text."""
-    kind = column.type
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    return str(column.type) in ("string", "large_string", "string_view")
 
 
 def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:

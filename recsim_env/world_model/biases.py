@@ -93,9 +93,7 @@ class Biases:
         users, items, ratings = validation
         return min(tried, key=lambda b: float(np.mean((b.predict(users, items) - ratings) ** 2)))
 
-    def predict(
-        self, users: NDArray[np.int32], items: NDArray[np.int32]
-    ) -> NDArray[np.float64]:
+    def predict(self, users: NDArray[np.int32], items: NDArray[np.int32]) -> NDArray[np.float64]:
         """Predicts ratings, clipped to [1, 5].
 
         Args:

@@ -8,6 +8,7 @@ Shapes: B batch, N items, M members, K embedding size, H hidden size, C categori
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -131,8 +132,10 @@ class DeepFM(nn.Module):
         self.first_bias = nn.Parameter(torch.zeros(members, first))
         sizes = (*hidden, 1)
         self.tail_weights = nn.ParameterList(
-            table(members, i, o, scale=i**-0.5) for i, o in zip(sizes, sizes[1:], strict=False)
+            table(members, i, o, scale=i**-0.5) for i, o in itertools.pairwise(sizes)
         )
+        with torch.no_grad():  # the fit starts at the first-order terms, without noise
+            self.tail_weights[-1].zero_()
         self.tail_biases = nn.ParameterList(
             nn.Parameter(torch.zeros(members, o)) for o in sizes[1:]
         )
@@ -177,9 +180,7 @@ class DeepFM(nn.Module):
         members, size = self.history.shape[1:]
         table = torch.cat([self.history.flatten(1), self.history_first], 1)
         table = torch.cat([table, table.new_zeros(1, table.shape[1])])
-        mean = nn.functional.embedding_bag(
-            history_BL, table, mode="mean", padding_idx=self.n_items
-        )
+        mean = nn.functional.embedding_bag(history_BL, table, mode="mean", padding_idx=self.n_items)
         return mean[:, : members * size].reshape(-1, members, size), mean[:, members * size :]
 
     def item_half(self, items_B: Tensor, left_out: int = 0) -> Half:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.optimize import nnls
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from recsim_env.artefacts import write_folder
@@ -62,10 +62,10 @@ class WorldModelConfig:
     history_cap: int = 50
     unknown_user_dropout: float = 0.3
     history_dropout: float = 0.05
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-3
-    batch_size: int = 512
-    max_epochs: int = 60
+    learning_rate: float = 5e-3
+    weight_decay: float = 4e-3
+    batch_size: int = 128
+    max_epochs: int = 40
     patience: int = 5
     validation_fraction: float = 0.1
     card_fraction: float = 0.1
@@ -264,17 +264,17 @@ class WorldModel:
         Returns:
             Mean (n,), clipped to [1, 5], and variance (n,): the expected squared error.
         """
-        users = np.asarray(users, np.int64)
+        who = np.asarray(users, np.int64)
         items = np.asarray(items, np.int64)
         if len(items) and not 0 <= items.min() <= items.max() < self.n_items:
             raise DataError(
                 f"Item indices run from {items.min()} to {items.max()}, expected 0 to "
                 f"{self.n_items - 1}."
             )
-        mean, variance = np.empty(len(users), np.float32), np.empty(len(users), np.float32)
-        for start in range(0, len(users), _PAIRS_AT_ONCE):
+        mean, variance = np.empty(len(who), np.float32), np.empty(len(who), np.float32)
+        for start in range(0, len(who), _PAIRS_AT_ONCE):
             part = slice(start, start + _PAIRS_AT_ONCE)
-            user = self._user_half(users[part], None if histories is None else histories[part])
+            user = self._user_half(who[part], None if histories is None else histories[part])
             chosen = torch.from_numpy(items[part])
             item = Half(*(t[chosen] for t in self._items))
             with torch.no_grad():
@@ -544,7 +544,8 @@ class _Trainer:
         own = np.zeros((2, len(data.users)), np.float32)
         own[:, fit] = biases.own_share(*data.take(fit))
         self.own_user, self.own_item = torch.from_numpy(own)
-        biases_, others = [], []
+        biases_: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in network.named_parameters():
             (biases_ if name in ("user_first", "item_first") else others).append(parameter)
         self.optimiser = torch.optim.Adam(
@@ -571,7 +572,8 @@ class _Trainer:
         with tqdm(
             total=self.config.max_epochs, desc="world model", unit="epoch", disable=not progress
         ) as bar:
-            for epoch in range(1, self.config.max_epochs + 1):
+            while epoch < self.config.max_epochs:
+                epoch += 1
                 loss = self._epoch(rng.permutation(fit))
                 if len(validation):
                     loss = self._error(validation)
@@ -579,9 +581,7 @@ class _Trainer:
                 bar.set_postfix(rmse=f"{loss**0.5:.4f}")
                 if loss < best - 1e-5:
                     best, waited = loss, 0
-                    best_state = {
-                        name: t.clone() for name, t in self.network.state_dict().items()
-                    }
+                    best_state = {name: t.clone() for name, t in self.network.state_dict().items()}
                 else:
                     waited += 1
                     if waited >= self.config.patience:
@@ -624,13 +624,22 @@ class _Trainer:
         return total / max(len(index), 1)
 
     def _error(self, index: NDArray[np.intp]) -> float:
-        """Mean squared error of the ensemble's mean."""
+        """Mean squared error of the ensemble's mean, users with and without id as in training."""
+        share = self.config.unknown_user_dropout
+        known = self.users
+        unknown = torch.full_like(known, self.network.n_users)
+        return (1.0 - share) * self._error_as(index, known) + share * self._error_as(index, unknown)
+
+    def _error_as(self, index: NDArray[np.intp], shown: Tensor) -> float:
+        """Mean squared error where the network is shown these user ids."""
         total = 0.0
         with torch.no_grad():
             for batch in torch.from_numpy(index).split(_PAIRS_AT_ONCE):
                 users = self.users[batch]
                 scores_BM = self.network.score(
-                    self.network.user_half(users, self.histories_UL[users], self.features[users]),
+                    self.network.user_half(
+                        shown[batch], self.histories_UL[users], self.features[users]
+                    ),
                     self.network.item_half(self.items[batch]),
                 )
                 error = scores_BM.mean(1).clamp(1.0, 5.0) - self.ratings[batch]

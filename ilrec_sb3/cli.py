@@ -1,0 +1,599 @@
+"""The command ``ilrec``: prepare data, train, evaluate, and the whole thing in one go."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from recsim_env.errors import DataError, IlrecError, MissingDataError, near_miss
+
+__all__ = ["main"]
+
+_COMMANDS = "ilrec.commands"
+_INTERRUPTED = 130
+logger = logging.getLogger(__name__)
+
+_EPILOG = """\
+examples:
+  ilrec demo                                        the whole thing on made-up data, in minutes
+  ilrec demo --dataset steam --data ~/data          the same on real data
+  ilrec prepare --interactions plays.csv --items games.csv --name mine
+  ilrec train --dataset mine --steps 50000 --out runs/mine
+  ilrec evaluate runs/mine
+
+`ilrec COMMAND --help` tells more. Exit codes: 0 done, 1 something in the data or settings was
+not usable (one sentence says what), 2 a wrong command line, 130 stopped by Ctrl-C (the same
+command goes on where it can).
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviations that suggests the near miss."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one sentence and ends with exit code 2."""
+        found = re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.*)\)", message)
+        if found:
+            choices = re.findall(r"[\w.-]+", found.group(2))
+            message = f"{found.group(1)!r} is not known; {near_miss(found.group(1), choices)}"
+        super().error(message)
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Refuses arguments that nobody knows."""
+        options = [o for o in self._option_string_actions if o.startswith("--")]
+        name = unknown[0].split("=")[0]
+        self.error(f"there is no option {name!r}; {near_miss(name, options)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 data or settings that cannot be used, 130 stopped by Ctrl-C. Wrong
+            usage ends the
+        process with 2.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _parser()
+    arguments, unknown = parser.parse_known_args(given)
+    if unknown:
+        commands.get(arguments.command or "", parser).refuse(unknown)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    arguments.argv = ["ilrec", *given]
+    verbose = getattr(arguments, "verbose", False)
+    _set_up_logging(verbose)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except KeyboardInterrupt:
+        again = "the same command goes on with what is finished"
+        sys.stderr.write(f"\nStopped. {getattr(arguments, 'resume', again)}.\n")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return 1
+    except (IlrecError, ValueError, OSError) as error:
+        if verbose:
+            raise
+        sys.stderr.write(f"ilrec {arguments.command}: {error}\n")
+        return 1
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", force=True
+    )
+    if not verbose:
+        # Stable-Baselines3 advises CPUs over GPUs and the like: nothing that a reader here can act
+        # on
+        warnings.filterwarnings("ignore", category=UserWarning, module="stable_baselines3")
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """Returns the parser and those of its commands by name."""
+    parser = _Parser(
+        prog="ilrec",
+        description=(
+            "Recommender simulators learned from data, demonstrations by language models, and "
+            "IL-Rec,\nwhich learns from both to recommend over whole sessions."
+        ),
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"ilrec {_version()}")
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
+    )
+    for add in (_add_demo, _add_prepare, _add_train, _add_evaluate):
+        add(subparsers)
+    for entry in sorted(importlib.metadata.entry_points(group=_COMMANDS), key=lambda e: e.name):
+        try:
+            plug_in: Callable[[Any], Any] = entry.load()
+        except (ImportError, AttributeError) as error:
+            logger.warning("The command %r cannot be loaded: %s", entry.name, error)
+            continue
+        plug_in(subparsers)
+    commands: dict[str, _Parser] = dict(subparsers.choices)
+    return parser, commands
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("ilrec")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+# -- arguments that several commands share ---------------------------------------------------------
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache", metavar="DIR", help="where prepared data are kept")
+    parser.add_argument(
+        "--no-progress", dest="progress", action="store_false", help="no progress bars"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="log more, and show tracebacks of errors"
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser, default: str | None = "synthetic") -> None:
+    parser.add_argument(
+        "--dataset",
+        default=default,
+        metavar="NAME",
+        help="synthetic, steam, amazon, coat, movielens, or a name that you prepared"
+        + (f" (default: {default})" if default else ""),
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the dataset, such as min_user=10; may be repeated",
+    )
+
+
+def _pairs(values: Sequence[str], flag: str) -> dict[str, str]:
+    """Returns KEY=VALUE arguments as a dictionary."""
+    result = {}
+    for value in values:
+        key, equals, content = value.partition("=")
+        if not (key and equals):
+            raise DataError(f"{flag} {value} came; expected KEY=VALUE.")
+        result[key] = content
+    return result
+
+
+def _json_pairs(values: Sequence[str], flag: str) -> dict[str, Any]:
+    """Returns KEY=VALUE arguments as a dictionary; values are read as JSON where they are."""
+    result: dict[str, Any] = {}
+    for key, content in _pairs(values, flag).items():
+        try:
+            result[key] = json.loads(content)
+        except ValueError:
+            result[key] = content
+    return result
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of 1 or more")
+    return number
+
+
+def _show(markdown: str) -> None:
+    """Prints markdown: rendered on a terminal, as it is into a file or pipe."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(markdown))
+    else:
+        sys.stdout.write(markdown + "\n")
+    sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+# -- ilrec demo ------------------------------------------------------------------------------------
+
+
+def _add_demo(subparsers: Any) -> None:
+    parser: _Parser = subparsers.add_parser(
+        "demo",
+        help="the whole thing: data, demonstrations, training, one table",
+        description=(
+            "Prepares the data, takes demonstrations, trains ILRec and its competitors for the\n"
+            "same number of env steps, lets everyone recommend to the same users of the test\n"
+            "world model, and prints one table. All of it is written to runs/<time>-<dataset>/."
+        ),
+        epilog=(
+            "examples:\n"
+            "  ilrec demo                       made-up data: a few minutes on 2 cores\n"
+            "  ilrec demo --quick               a glimpse in well under a minute of training\n"
+            "  ilrec demo --dataset steam --data ~/data --steps 100000 --seeds 0 1 2\n"
+            "Ctrl-C loses the training that is running; the same command goes on with the rest.\n"
+        ),
+    )
+    _add_data(parser, default=None)
+    parser.add_argument(
+        "--steps", type=_positive, metavar="N", help="env steps of each training (default: 15000)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="S", help="one training for each (default: 0 1 2)"
+    )
+    parser.add_argument(
+        "--algorithms",
+        nargs="+",
+        metavar="NAME",
+        help="what to train (default: DQN A2C DiscreteSAC ILRec; MaskablePPO is there too)",
+    )
+    parser.add_argument(
+        "--episodes",
+        type=_positive,
+        metavar="N",
+        help="sessions everyone is judged by (default: 500)",
+    )
+    parser.add_argument("--device", help="cpu, cuda or auto")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings as JSON, such as runs/<id>/config.json"
+    )
+    parser.add_argument(
+        "--out", default="runs", metavar="DIR", help="where runs go (default: runs)"
+    )
+    parser.add_argument("--run", dest="run_name", metavar="NAME", help="name of the run's folder")
+    parser.add_argument("--quick", action="store_true", help="2,000 steps, one seed, 100 sessions")
+    parser.add_argument(
+        "--fresh", action="store_true", help="start anew, also where one could go on"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ilrec_sb3.experiment import ExperimentConfig, run_experiment
+
+    values: dict[str, Any] = {}
+    if arguments.config:
+        values = _read_json(Path(arguments.config))
+    config = ExperimentConfig.from_dict(values)
+    if arguments.quick:
+        config = replace(config, steps=2_000, seeds=(0,), episodes=100, curve_points=8)
+    asked = {
+        name: getattr(arguments, name)
+        for name in ("dataset", "data", "steps", "episodes", "device")
+        if getattr(arguments, name) is not None
+    }
+    if arguments.option:
+        asked["options"] = _json_pairs(arguments.option, "--option")
+    for name in ("seeds", "algorithms"):
+        if getattr(arguments, name) is not None:
+            asked[name] = tuple(getattr(arguments, name))
+    config = replace(config, **asked)
+    _say(
+        f"Dataset {config.dataset}: prepared once, which takes "
+        + ("seconds." if config.dataset == "synthetic" else "some minutes, then found again.")
+    )
+    result = run_experiment(
+        config,
+        arguments.out,
+        cache=arguments.cache,
+        name=arguments.run_name,
+        command=arguments.argv,
+        fresh=arguments.fresh,
+        progress=arguments.progress,
+        say=_say,
+    )
+    _say("")
+    _show(result.table)
+    _say("")
+    for line in result.findings:
+        _say(line)
+    _say(f"\nAll of it, with the plot curves.png: {result.folder}")
+    return 0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{path} is not there; name a file of settings.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); expected an object of settings.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {type(content).__name__}; expected an object of settings.")
+    return content
+
+
+# -- ilrec prepare ---------------------------------------------------------------------------------
+
+
+def _add_prepare(subparsers: Any) -> None:
+    parser: _Parser = subparsers.add_parser(
+        "prepare",
+        help="make a dataset ready: world models, state tracker, model card",
+        description=(
+            "Reads a dataset by name, or your own two tables (CSV or parquet), learns the world\n"
+            "models and the state tracker, keeps them, and prints what is in the data and how\n"
+            "good the models are. Interactions need the columns user, item and one of rating,\n"
+            "hours or clicks (order or time helps); items need item, title and categories\n"
+            "(text helps)."
+        ),
+        epilog=(
+            "examples:\n"
+            "  ilrec prepare synthetic\n"
+            "  ilrec prepare steam --data ~/data --option min_user=10\n"
+            "  ilrec prepare --interactions plays.csv --items games.csv --name mine\n"
+            "  ilrec prepare --interactions p.csv --items g.csv --name mine \\\n"
+            "      --column user=client --rating-column stars --rating-scale 0 10\n"
+            'then: gymnasium.make("IlRecCustom-v0", dataset="mine") or ilrec train --dataset mine\n'
+        ),
+    )
+    parser.add_argument("dataset", nargs="?", metavar="NAME", help="a dataset by its name")
+    parser.add_argument("--data", metavar="DIR", help="folder with the raw data")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the dataset"
+    )
+    own = parser.add_argument_group("your own data")
+    own.add_argument("--interactions", metavar="FILE", help="table of who did what")
+    own.add_argument("--items", metavar="FILE", help="table of the items")
+    own.add_argument("--name", metavar="N", help="what the dataset is called from now on")
+    own.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="name of a column of the interactions, such as user=client; may be repeated",
+    )
+    own.add_argument(
+        "--item-column",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="the same for the items, such as categories=genres",
+    )
+    own.add_argument("--rating-column", metavar="NAME", help="short for --column rating=NAME")
+    own.add_argument(
+        "--rating-scale",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="lowest and highest rating that your scale has (default: guessed)",
+    )
+    own.add_argument("--signal", choices=("rating", "hours", "clicks"), help="which column to use")
+    own.add_argument("--separator", help="what parts categories given as text")
+    own.add_argument("--default-category", metavar="NAME", help="for items without a category")
+    own.add_argument("--min-user", type=_positive, default=1, help="rows that a user must have")
+    own.add_argument("--min-item", type=_positive, default=1, help="rows that an item must have")
+    _add_common(parser)
+    parser.set_defaults(run=_prepare, parser=parser)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from recsim_env.card import card_table
+    from recsim_env.prepare import prepare
+
+    own = [arguments.interactions, arguments.items, arguments.name]
+    if (arguments.dataset is None) == (not any(own)):
+        arguments.parser.error(
+            "give either the NAME of a dataset or --interactions, --items and --name"
+        )
+    if arguments.dataset is None and not all(own):
+        arguments.parser.error("your own data need --interactions, --items and --name, all three")
+    if arguments.dataset is None:
+        name = _prepare_own(arguments)
+    else:
+        name = arguments.dataset
+    prepared = prepare(
+        name,
+        root=arguments.data,
+        cache=arguments.cache,
+        progress=arguments.progress,
+        options=_json_pairs(arguments.option, "--option"),
+    )
+    _show(prepared.dataset.table())
+    _say("")
+    _show(card_table(prepared.card))
+    _say(f"Kept in {prepared.path}")
+    if arguments.dataset is None:
+        _say(f'Next: gymnasium.make("IlRecCustom-v0", dataset={name!r})')
+        _say(f"or: ilrec train --dataset {name}")
+    return 0
+
+
+def _prepare_own(arguments: argparse.Namespace) -> str:
+    """Reads the user's tables, keeps them under their name and returns it."""
+    from recsim_env.datasets import from_tables
+    from recsim_env.datasets import save_custom
+
+    columns = _pairs(arguments.column, "--column")
+    if arguments.rating_column:
+        columns["rating"] = arguments.rating_column
+    dataset = from_tables(
+        arguments.interactions,
+        arguments.items,
+        arguments.name,
+        columns=columns,
+        item_columns=_pairs(arguments.item_column, "--item-column"),
+        signal=arguments.signal or ("rating" if arguments.rating_column else None),
+        rating_scale=tuple(arguments.rating_scale) if arguments.rating_scale else None,
+        separator=arguments.separator,
+        default_category=arguments.default_category,
+        min_user=arguments.min_user,
+        min_item=arguments.min_item,
+    )
+    save_custom(dataset, arguments.cache)
+    return dataset.name
+
+
+# -- ilrec train -----------------------------------------------------------------------------------
+
+
+def _add_train(subparsers: Any) -> None:
+    parser: _Parser = subparsers.add_parser(
+        "train",
+        help="train one algorithm and keep the model",
+        description=(
+            "Trains on the train world model and writes DIR/model.zip and DIR/config.json. The\n"
+            "model is saved every --checkpoint-every steps with its whole training state; after\n"
+            "Ctrl-C, or with a larger --steps, the same command goes on from there. (Of\n"
+            "Stable-Baselines3's own algorithms the replay buffer is not kept: DQN goes on with\n"
+            "an empty one.)"
+        ),
+        epilog=(
+            "examples:\n"
+            "  ilrec train --steps 20000 --out runs/first\n"
+            "  ilrec train --dataset steam --data ~/data --algorithm DiscreteSAC --seed 1\n"
+            "  ilrec train --demonstrations mine.parquet --set imitation_coef=0.2\n"
+        ),
+    )
+    _add_data(parser)
+    parser.add_argument(
+        "--algorithm",
+        default="ILRec",
+        metavar="NAME",
+        help="ILRec, DiscreteSAC, DQN, A2C or MaskablePPO (default: ILRec)",
+    )
+    parser.add_argument(
+        "--steps", type=_positive, default=100_000, metavar="N", help="env steps (default: 100000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a constructor argument of the algorithm; may be repeated",
+    )
+    parser.add_argument(
+        "--demonstrations",
+        metavar="FILE",
+        help="trajectory file (default: those that come with the dataset)",
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=_positive, default=5_000, metavar="N", help="(default: 5000)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="(default: runs/<dataset>-<algorithm>-seed<S>)"
+    )
+    parser.add_argument("--device", help="cpu, cuda or auto")
+    _add_common(parser)
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from ilrec_sb3.training import TrainConfig, train
+
+    config = TrainConfig(
+        dataset=arguments.dataset,
+        data=arguments.data,
+        options=_json_pairs(arguments.option, "--option"),
+        algorithm=arguments.algorithm,
+        settings=_json_pairs(arguments.settings, "--set"),
+        seed=arguments.seed,
+        demonstrations=arguments.demonstrations,
+        device=arguments.device,
+    )
+    default = f"runs/{config.dataset}-{config.algorithm}-seed{config.seed}"
+    out = Path(arguments.out or default)
+    arguments.resume = "The same command goes on from the last checkpoint"
+    model = train(
+        config,
+        out,
+        steps=arguments.steps,
+        checkpoint_every=arguments.checkpoint_every,
+        cache=arguments.cache,
+        progress=arguments.progress,
+        say=_say,
+    )
+    _say(f"{config.algorithm} after {model.num_timesteps:,} env steps: {out / 'model.zip'}")
+    _say(f"Next: ilrec evaluate {out}")
+    return 0
+
+
+# -- ilrec evaluate --------------------------------------------------------------------------------
+
+
+def _add_evaluate(subparsers: Any) -> None:
+    parser: _Parser = subparsers.add_parser(
+        "evaluate",
+        help="play saved models on the test world model",
+        description=(
+            "Plays a model (a .zip file, a folder of `ilrec train`, or a run of `ilrec demo` with\n"
+            "all its models) on the test world model, beside random and greedy recommendations,\n"
+            "the planner that knows the session-end rule, and the oracle."
+        ),
+        epilog=(
+            "examples:\n"
+            "  ilrec evaluate runs/first\n"
+            "  ilrec evaluate some/model.zip --algorithm DQN --dataset steam --data ~/data\n"
+        ),
+    )
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a .zip file or a folder")
+    _add_data(parser, default=None)
+    parser.add_argument(
+        "--algorithm", default="ILRec", metavar="NAME", help="of a bare .zip file (default: ILRec)"
+    )
+    parser.add_argument(
+        "--episodes", type=_positive, default=500, metavar="N", help="sessions (default: 500)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1_000, metavar="S", help="draws the users (default: 1000)"
+    )
+    parser.add_argument("--device", help="cpu, cuda or auto")
+    _add_common(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from ilrec_sb3.training import evaluate_models
+
+    table = evaluate_models(
+        Path(arguments.model),
+        dataset=arguments.dataset,
+        data=arguments.data,
+        options=_json_pairs(arguments.option, "--option") if arguments.option else None,
+        algorithm=arguments.algorithm,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        cache=arguments.cache,
+        device=arguments.device,
+        progress=arguments.progress,
+    )
+    _show(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

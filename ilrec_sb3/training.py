@@ -1,0 +1,300 @@
+"""Training one model in a folder of its own, and playing saved models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from ilrec_sb3.baselines import ALGORITHMS, find_algorithm, load_model, make_model, save_model
+from ilrec_sb3.evaluation import as_planner, summarise, summarise_seeds
+from ilrec_sb3.experiment import ExperimentConfig, experiment_dynamics, planners
+from ilrec_sb3.report import Row, table_markdown
+from recsim_env import artefacts
+from recsim_env.dynamics import Dynamics
+from recsim_env.errors import DataError, MissingDataError, near_miss
+from recsim_env.planners import Planner, run_episodes
+from recsim_env.prepare import prepare
+from recsim_env.trajectories import load_trajectories
+
+__all__ = ["CheckpointCallback", "TrainConfig", "evaluate_models", "train"]
+
+logger = logging.getLogger(__name__)
+
+_CONFIG = "config.json"
+_MODEL = "model.zip"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What makes a training what it is; the number of steps may grow later.
+
+    Attributes:
+        dataset: Name of a dataset, a custom one included.
+        data: Folder with the raw data; None: ``ILREC_DATA``, else the user cache directory.
+        options: Options of the dataset.
+        algorithm: A key of `ilrec_sb3.baselines.ALGORITHMS`.
+        settings: Constructor arguments of the algorithm.
+        seed: Of the training.
+        demonstrations: Path of a trajectory file; None: those that come with the dataset.
+        device: "cpu", "cuda" or "auto"; None: the algorithm's usual one.
+    """
+
+    dataset: str = "synthetic"
+    data: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: str = "ILRec"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    demonstrations: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        chosen = find_algorithm(self.algorithm)
+        if self.demonstrations is not None and not chosen.demonstrated:
+            raise DataError(
+                f"Demonstrations came for {self.algorithm}, which takes none; leave them out or "
+                "train ILRec."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Builds the settings from a mapping, as JSON gives it.
+
+        Raises:
+            DataError: For a name that is no setting.
+        """
+        known = [item.name for item in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise DataError(f"There is no setting {name!r}; {near_miss(name, known)}.")
+        return cls(**values)
+
+
+class CheckpointCallback(BaseCallback):
+    """Saves the model every so many env steps, between two rollouts, and atomically.
+
+    Args:
+        path: The file; each checkpoint replaces the last.
+        every: Env steps between checkpoints.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__()
+        self.path = path
+        self.every = every
+        self._next: int | None = None
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self._next is None:
+            self._next = self.num_timesteps + self.every
+        if self.num_timesteps >= self._next:
+            self._next = self.num_timesteps + self.every
+            save_model(self.model, self.path)
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    steps: int = 100_000,
+    checkpoint_every: int = 5_000,
+    cache: str | Path | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = logger.info,
+) -> BaseAlgorithm:
+    """Trains a model in a folder, or goes on with the one that is there.
+
+    Args:
+        config: What to train on what.
+        out: The folder: ``config.json`` and ``model.zip``.
+        steps: Env steps in all, those of earlier calls included.
+        checkpoint_every: Env steps between checkpoints.
+        cache: Folder of prepared artefacts; None: ``ILREC_CACHE``, else the user cache directory.
+        progress: Shows progress bars.
+        say: Takes lines that tell how far it is.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        DataError: The folder holds another training, or data or settings cannot be used.
+    """
+    folder = Path(out)
+    _claim(folder, config)
+    prepared = prepare(
+        config.dataset,
+        root=config.data,
+        cache=cache,
+        progress=progress,
+        options=dict(config.options),
+    )
+    dynamics, _ = experiment_dynamics(ExperimentConfig(dataset=config.dataset), prepared)
+    path = folder / _MODEL
+    if path.exists():
+        model = load_model(config.algorithm, path, dynamics, config.device)
+        say(f"Going on from {model.num_timesteps:,} env steps ({path}).")
+    else:
+        given = config.demonstrations
+        model = make_model(
+            config.algorithm,
+            dynamics,
+            seed=config.seed,
+            demonstrations=None if given is None else load_trajectories(given),
+            settings=config.settings,
+            device=config.device,
+        )
+    if model.num_timesteps < steps:
+        started, before = time.perf_counter(), model.num_timesteps
+        model.learn(
+            steps - before,
+            callback=CheckpointCallback(path, checkpoint_every),
+            reset_num_timesteps=before == 0,
+            progress_bar=progress,
+        )
+        save_model(model, path)
+        seconds = time.perf_counter() - started
+        say(f"{(model.num_timesteps - before) / seconds:,.0f} env steps a second.")
+    return model
+
+
+def _claim(folder: Path, config: TrainConfig) -> None:
+    """Writes the settings into a new folder; refuses one that holds other settings."""
+    path = folder / _CONFIG
+    wanted = json.loads(json.dumps(asdict(config)))
+    if not path.exists():
+        if (folder / _MODEL).exists():
+            raise DataError(f"{folder} holds a model without its {_CONFIG}; choose another folder.")
+        artefacts.write_file(path, json.dumps(wanted, indent=1) + "\n")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    different = sorted(name for name in wanted if found.get(name) != wanted[name])
+    if different:
+        name = different[0]
+        raise DataError(
+            f"{folder} holds a training with {name}={found.get(name)!r}, but {wanted[name]!r} "
+            "came; choose another folder, or delete that one."
+        )
+
+
+def evaluate_models(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    data: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    algorithm: str = "ILRec",
+    episodes: int = 500,
+    seed: int = 1_000,
+    cache: str | Path | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> str:
+    """Plays saved models and the planners on the test world model.
+
+    Args:
+        path: A .zip file, a folder of `train`, or a run of an experiment.
+        dataset: Where to play; None: where it was trained, ``"synthetic"`` for a bare file.
+        data: Folder with the raw data.
+        options: Options of the dataset; None: as it was trained.
+        algorithm: Of a bare file.
+        episodes: Sessions; the same users for everyone.
+        seed: Draws the users.
+        cache: Folder of prepared artefacts.
+        device: "cpu", "cuda" or "auto".
+        progress: Shows progress bars while a dataset is prepared.
+
+    Returns:
+        The table as markdown.
+
+    Raises:
+        DataError: There is no model, or it does not fit the dataset.
+    """
+    known, models = _find_models(path, algorithm)
+    config = ExperimentConfig.from_dict(
+        {
+            **known,
+            "dataset": dataset or known.get("dataset", "synthetic"),
+            "data": data or known.get("data"),
+            "options": known.get("options", {}) if options is None else options,
+        }
+    )
+    prepared = prepare(
+        config.dataset,
+        root=config.data,
+        cache=cache,
+        progress=progress,
+        options=dict(config.options),
+    )
+    train_dynamics, test = experiment_dynamics(config, prepared)
+    fixed = planners(train_dynamics, test)
+    rows = [_play(name, [fixed[name]], test, episodes, seed) for name in ("random", "greedy")]
+    for name, files in models.items():
+        played = [
+            as_planner(
+                load_model(name, file, device=device),
+                test,
+                deterministic=ALGORITHMS[name].deterministic,
+            )
+            for file in files
+        ]
+        rows.append(_play(name, played, test, episodes, seed))
+    rows += [
+        _play(name, [fixed[name]], test, episodes, seed)
+        for name in ("rule-aware planner", "oracle")
+    ]
+    return table_markdown(rows, title=f"{config.dataset}, {prepared.dataset.n_items:,} items")
+
+
+def _find_models(path: Path, name: str) -> tuple[dict[str, Any], dict[str, list[Path]]]:
+    """Returns the settings that are known and the model files by algorithm."""
+    if path.is_file():
+        return {}, {name: [path]}
+    if not path.is_dir():
+        raise MissingDataError(f"{path} is not there; name a .zip file or the folder of a run.")
+    config: dict[str, Any] = {}
+    if (path / _CONFIG).exists():
+        config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+    if (path / _MODEL).exists():
+        kept = TrainConfig.from_dict(config) if config else TrainConfig(algorithm=name)
+        shared = {"dataset": kept.dataset, "data": kept.data, "options": kept.options}
+        return shared, {kept.algorithm: [path / _MODEL]}
+    models: dict[str, list[Path]] = {}
+    for file in sorted(path.glob(f"cells/*/{_MODEL}")):
+        cell = json.loads((file.parent / "cell.json").read_text(encoding="utf-8"))
+        models.setdefault(cell["policy"], []).append(file)
+    if not models:
+        raise MissingDataError(
+            f"{path} holds no model; name a .zip file, or a folder of `ilrec train` or `demo`."
+        )
+    return config, models
+
+
+def _play(name: str, played: list[Planner], dynamics: Dynamics, episodes: int, seed: int) -> Row:
+    """Returns the row of one policy, over its trainings."""
+    summaries, seconds, steps = [], [], []
+    for planner in played:
+        started = time.perf_counter()
+        found = run_episodes(dynamics, planner, episodes, seed)
+        seconds.append(time.perf_counter() - started)
+        steps.append(found.lengths.sum())
+        summaries.append(summarise(found.lengths, found.returns))
+    return Row(
+        policy=name,
+        summary=summarise_seeds(summaries),
+        steps_per_second=float(np.median(np.array(steps) / np.maximum(seconds, 1e-9))),
+        seconds=float(np.median(seconds)),
+        trained=False,
+    )

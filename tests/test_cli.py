@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilrec_sb3 import cli
+from ilrec_sb3.cli import main
+from recsim_env import Prepared
+
+SMALL = ["--option", "n_users=60", "--option", "n_items=40", "--option", "seed=3", "--no-progress"]
+QUICK = ["--set", "warm_start_steps=2", "--set", "discriminator_steps=1", "--set", "batch_size=16"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> None:
+    assert prepared.path.exists()
+    monkeypatch.chdir(tmp_path)
+
+
+def usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "prepare", "train", "evaluate"])
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"examples:\n  ilrec {command}" in capsys.readouterr().out
+
+
+def test_without_a_command_comes_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: ilrec" in capsys.readouterr().out
+
+
+def test_near_misses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean '--steps'" in usage_error(["demo", "--stpes", "3"], capsys)
+    assert "did you mean 'demo'" in usage_error(["demmo"], capsys)
+    assert "there is no option '--ste'" in usage_error(["demo", "--ste", "3"], capsys)
+    assert "whole number of 1 or more" in usage_error(["demo", "--steps", "0"], capsys)
+    assert "give either the NAME" in usage_error(["prepare"], capsys)
+    assert "all three" in usage_error(["prepare", "--items", "x"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere"], "nowhere is not there"),
+        (["train", "--algorithm", "ILRek"], "did you mean 'ILRec'"),
+        (["train", "--dataset", "synthetik"], "did you mean 'synthetic'"),
+        (["train", "--option", "n_users"], "expected KEY=VALUE"),
+        (["train", *SMALL, "--set", "ent_coef=no"], "ent_coef='no' came"),
+        (["train", "--demonstrations", "x", "--algorithm", "DQN"], "takes none"),
+        (["demo", "--config", "no.json"], "no.json is not there"),
+    ],
+)
+def test_one_sentence_and_exit_code_1(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_verbose_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        main(["evaluate", "nowhere", "-v"])
+
+
+def test_train_stop_go_on_evaluate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", *SMALL, *QUICK, "--out", "runs/one", "--checkpoint-every", "32"]
+    from ilrec_sb3 import training
+
+    real = training.save_model
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_model", interrupt)
+        assert main([*command, "--steps", "96"]) == 130
+    assert "same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert main([*command, "--steps", "96"]) == 0
+    printed = capsys.readouterr().out
+    assert "Going on from 32 env steps" in printed
+    assert "ILRec after 96 env steps" in printed
+    assert main([*command, "--steps", "96", "--seed", "1"]) == 1
+    assert "seed=0" in capsys.readouterr().err
+    assert main(["evaluate", "runs/one", "--episodes", "10", "--no-progress"]) == 0
+    table = capsys.readouterr().out
+    assert "| **ILRec** |" in table
+    assert "| oracle |" in table
+    other = ["--option", "n_users=60", "--option", "n_items=48", "--no-progress"]
+    assert main(["evaluate", "runs/one/model.zip", *other]) == 1
+    assert "for 40 items came for a dataset of 48" in capsys.readouterr().err
+
+
+def test_demo_then_evaluate_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.json").write_text(json.dumps({"curve_points": 0, "demonstrations": 5}))
+    options = ["--config", "config.json", "--algorithms", "A2C", "--episodes", "10", "--run", "r"]
+    assert main(["demo", *SMALL, *options, "--steps", "80", "--seeds", "0", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "about" in printed
+    assert "| A2C |" in printed
+    assert "Try next" in printed
+    assert Path("runs/r/table.md").exists()
+    stored = json.loads(Path("runs/r/config.json").read_text())
+    assert stored["seeds"] == [0, 1]
+    assert main(["evaluate", "runs/r", "--episodes", "10", "--no-progress"]) == 0
+    assert "of the 2 trainings" in capsys.readouterr().out
+
+
+def test_an_unknown_setting_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.json").write_text('{"seedz": [1]}')
+    assert main(["demo", "--config", "config.json"]) == 1
+    assert "did you mean 'seeds'" in capsys.readouterr().err
+
+
+def test_prepare_prints_statistics_and_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "synthetic", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "hours_quartiles" in printed or "hours quartiles" in printed
+    assert "# Model card: synthetic" in printed
+
+
+def test_prepare_own_tables_then_find_them(capsys: pytest.CaptureFixture[str]) -> None:
+    items = ["item,title,genres", *(f"i{k},Title {k},{'abc'[k % 3]}" for k in range(12))]
+    plays = ["client,item,stars"]
+    plays += [f"u{u},i{(u * 5 + k) % 12},{(u + k) % 11}" for u in range(12) for k in range(8)]
+    Path("items.csv").write_text("\n".join(items))
+    Path("plays.csv").write_text("\n".join(plays))
+    own = ["--interactions", "plays.csv", "--items", "items.csv", "--name", "mine"]
+    assert main(["prepare", *own, "--no-progress"]) == 1
+    assert "no column 'user'" in capsys.readouterr().err
+    named = ["--column", "user=client", "--rating-column", "stars", "--rating-scale", "0", "10"]
+    assert main(["prepare", *own, *named, "--no-progress"]) == 0
+    assert "ilrec train --dataset mine" in capsys.readouterr().out
+    train = ["train", "--dataset", "mine", "--no-progress", "--algorithm", "A2C", "--steps", "80"]
+    assert main(train) == 0
+    assert Path("runs/mine-A2C-seed0/model.zip").exists()
+
+
+class Plug:
+    """An entry point."""
+
+    def __init__(self, name: str, target: Any) -> None:
+        self.name = name
+        self.target = target
+
+    def load(self) -> Any:
+        if isinstance(self.target, Exception):
+            raise self.target
+        return self.target
+
+
+def test_commands_plug_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(subparsers: Any) -> None:
+        parser: argparse.ArgumentParser = subparsers.add_parser("greet")
+        parser.add_argument("--loud", action="store_true")
+        parser.set_defaults(run=lambda arguments: 7 if arguments.loud else None)
+
+    plugs = [Plug("greet", add), Plug("broken", ImportError("no such module"))]
+    monkeypatch.setattr(
+        cli.importlib.metadata,
+        "entry_points",
+        lambda group: plugs if group == "ilrec.commands" else [],
+    )
+    assert main(["greet"]) == 0
+    assert main(["greet", "--loud"]) == 7
+    assert "did you mean '--loud'" in usage_error(["greet", "--lout"], capsys)

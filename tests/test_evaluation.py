@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from ilrec_sb3.baselines import make_model
+from ilrec_sb3.evaluation import (
+    Summary,
+    as_planner,
+    bootstrap_interval,
+    replay_sessions,
+    summarise,
+    summarise_seeds,
+    takes_masks,
+)
+from recsim_env import DataError, Dynamics, Prepared
+from recsim_env.demonstrations import demonstrations
+from recsim_env.planners import run_episodes
+from recsim_env.simulator import Observer
+from recsim_env.termination import make_rules
+
+
+class Scripted:
+    """Recommends the first allowed item; without masks always the first."""
+
+    def __init__(self, dynamics: Dynamics, mode: Any = "vector") -> None:
+        self.observation_space = Observer(dynamics, mode).space
+        self.action_space = spaces.Discrete(dynamics.n_items)
+        self.seen: list[Any] = []
+
+    def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, None]:
+        self.seen.append(observation)
+        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        if not deterministic:
+            th.rand(3)
+        return np.zeros(len(first), np.int64), None
+
+
+class Masked(Scripted):
+    def predict(  # type: ignore[override]
+        self, observation: Any, *, deterministic: bool = False, action_masks: Any = None
+    ) -> tuple[Any, None]:
+        super().predict(observation, deterministic=deterministic)
+        return action_masks.argmax(axis=1), None
+
+
+def test_summary_of_hand_written_sessions() -> None:
+    found = summarise(np.array([2, 4]), np.array([6.0, 15.0]))
+    assert found.length == 3.0
+    assert found.per_step == pytest.approx(21 / 6)
+    assert found.mean_return == pytest.approx(10.5)
+    assert found.low == 6.0
+    assert found.high == 15.0
+    with pytest.raises(DataError, match="at least one"):
+        summarise(np.array([]), np.array([]))
+
+
+def test_bootstrap_interval_has_the_width_of_the_standard_error() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
+    low, high = bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_several_seeds_become_medians_and_range() -> None:
+    one = Summary(10, 5.0, 3.0, 15.0, 14.0, 16.0)
+    parts = [one, Summary(10, 7.0, 4.0, 28.0, 27.0, 29.0), Summary(10, 6.0, 2.0, 12.0, 11.0, 13.0)]
+    found = summarise_seeds(parts)
+    assert (found.length, found.per_step, found.mean_return) == (6.0, 3.0, 15.0)
+    assert (found.low, found.high, found.seeds) == (12.0, 28.0, 3)
+    assert summarise_seeds([one]) is one
+
+
+def test_masks_go_to_models_that_take_them(dynamics: Dynamics) -> None:
+    plain, masked = Scripted(dynamics), Masked(dynamics)
+    assert not takes_masks(plain)
+    assert takes_masks(masked)
+    stuck = run_episodes(dynamics, as_planner(plain, dynamics), 4, seed=0)
+    assert set(stuck.lengths.tolist()) == {2}
+    assert set(stuck.ended_by) == {"repeat"}
+    free = run_episodes(dynamics, as_planner(masked, dynamics), 4, seed=0)
+    assert "repeat" not in free.ended_by
+    assert free.actions[0][:3] == (0, 1, 2)
+
+
+@pytest.mark.parametrize("mode", ["vector", "dict", "sequence"])
+def test_observations_are_of_the_models_mode(dynamics: Dynamics, mode: Any) -> None:
+    model = Scripted(dynamics, mode)
+    run_episodes(dynamics, as_planner(model, dynamics), 3, seed=0)
+    first = model.seen[0]
+    if mode == "dict":
+        assert set(first) == set(dynamics.layout.parts())
+    else:
+        assert first.shape[1:] == model.observation_space.shape
+        assert first.dtype == model.observation_space.dtype
+
+
+def test_a_model_of_another_catalogue_is_refused(dynamics: Dynamics) -> None:
+    model = Scripted(dynamics)
+    model.action_space = spaces.Discrete(7)
+    with pytest.raises(DataError, match="7 items came for a dataset of 40"):
+        as_planner(model, dynamics)
+    other = Scripted(dynamics)
+    other.observation_space = spaces.Box(0, 1, (3,), np.float32)
+    with pytest.raises(DataError, match="observations of shape"):
+        as_planner(other, dynamics)
+
+
+def test_evaluating_leaves_the_random_state_alone(dynamics: Dynamics) -> None:
+    before = th.get_rng_state()
+    model = Scripted(dynamics)
+    run_episodes(dynamics, as_planner(model, dynamics, deterministic=False), 3, seed=0)
+    assert th.equal(before, th.get_rng_state())
+
+
+def test_drawn_sessions_repeat_with_the_seed(dynamics: Dynamics) -> None:
+    model: Any = make_model("A2C", dynamics, seed=0)
+    planner = as_planner(model, dynamics, deterministic=False)
+    first, again = (run_episodes(dynamics, planner, 20, seed=5) for _ in range(2))
+    assert first.actions == again.actions
+    assert first.actions != run_episodes(dynamics, planner, 20, seed=6).actions
+
+
+def test_demonstrations_are_judged_by_the_other_world_model(
+    prepared: Prepared, dynamics: Dynamics
+) -> None:
+    shown = demonstrations(Observer(dynamics), n_sessions=12, seed=0)
+    same = replay_sessions(dynamics, shown)
+    np.testing.assert_allclose(same.returns, [t.rewards.sum() for t in shown], rtol=1e-6)
+    test = Dynamics(prepared, split="test", rules=make_rules())
+    judged = replay_sessions(test, shown)
+    assert judged.lengths.tolist() == same.lengths.tolist()
+    assert not np.allclose(judged.returns, same.returns)

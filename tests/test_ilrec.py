@@ -1,0 +1,413 @@
+"""ILRec and DiscreteSAC behave as Stable-Baselines3 algorithms do, and learn."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from ilrec_sb3 import DiscreteSAC, ILRec, as_vec_env
+from recsim_env import Dynamics, RecEnv, RecVectorEnv, Trajectory, save_trajectories
+from recsim_env.planners import explore, random_policy, rule_aware, run_episodes
+
+SMALL: dict[str, Any] = {
+    "learning_starts": 64,
+    "batch_size": 32,
+    "policy_kwargs": {"net_arch": [32]},
+    "seed": 0,
+    "device": "cpu",
+}
+WARM: dict[str, Any] = {**SMALL, "warm_start_steps": 20, "discriminator_steps": 5}
+
+
+@pytest.fixture
+def env(dynamics: Dynamics) -> RecEnv:
+    """One session at a time."""
+    return RecEnv(dynamics=dynamics)
+
+
+@pytest.fixture
+def trajectories(dynamics: Dynamics) -> list[Trajectory]:
+    """A few sessions of the scripted explorer."""
+    return dynamics.replay(explore(dynamics, 20, seed=1))
+
+
+def _weights(model: DiscreteSAC) -> th.Tensor:
+    return th.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+
+# -- the interface ----------------------------------------------------------------------------------
+
+
+def test_a_bare_environment_becomes_many_sessions(env: RecEnv) -> None:
+    assert DiscreteSAC("MlpPolicy", env, **SMALL).n_envs == 16
+    assert DiscreteSAC("MlpPolicy", env, n_sessions=None, **SMALL).n_envs == 1
+    assert DiscreteSAC("MlpPolicy", Monitor(env), **SMALL).n_envs == 1, "wrappers are kept"
+    assert DiscreteSAC("MlpPolicy", RecVectorEnv(3, dynamics=env.dynamics), **SMALL).n_envs == 3
+
+
+@pytest.mark.parametrize("n_sessions", [None, 4])
+@pytest.mark.parametrize("algorithm", [DiscreteSAC, ILRec])
+def test_it_learns_predicts_saves_and_loads(
+    algorithm: type[DiscreteSAC], n_sessions: int | None, env: RecEnv, tmp_path: Path
+) -> None:
+    options = WARM if algorithm is ILRec else SMALL
+    model = algorithm("MlpPolicy", env, n_sessions=n_sessions, **options)
+    before = _weights(model).clone()
+    model.learn(200)
+    assert not th.equal(before, _weights(model))
+    observation, info = env.reset(seed=5)
+    mask = info["action_mask"]
+    action, state = model.predict(observation, action_masks=mask, deterministic=True)
+    assert state is None
+    assert env.action_space.contains(int(action))
+    model.save(tmp_path / "model")
+    again = algorithm.load(tmp_path / "model.zip")
+    repeated, _ = again.predict(observation, action_masks=mask, deterministic=True)
+    assert int(repeated) == int(action)
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.zip"], "nothing half-written is left"
+
+
+@pytest.mark.parametrize(("mode", "policy"), [("dict", "MultiInputPolicy"), ("sequence", "MlpPolicy")])
+def test_other_observations(dynamics: Dynamics, mode: Any, policy: str) -> None:
+    env = RecEnv(dynamics=dynamics, obs_mode=mode)
+    model = ILRec(policy, env, **WARM).learn(100)
+    assert (model.policy.cross is not None) == (mode == "dict")
+    assert model.demonstration_buffer is not None
+    observation, _ = env.reset(seed=0)
+    action, _ = model.predict(observation, action_masks=env.action_masks())
+    assert env.action_space.contains(int(action))
+
+
+def test_dict_and_vector_observations_give_the_same_policy(dynamics: Dynamics) -> None:
+    flat_env, dict_env = RecEnv(dynamics=dynamics), RecEnv(dynamics=dynamics, obs_mode="dict")
+    flat = DiscreteSAC("MlpPolicy", flat_env, **SMALL)
+    named = DiscreteSAC("MultiInputPolicy", dict_env, **SMALL)
+    observation, _ = flat_env.reset(seed=3)
+    parts, _ = dict_env.reset(seed=3)
+    np.testing.assert_array_equal(
+        flat.policy.flat.flatten(observation[None]),
+        named.policy.flat.flatten({k: v[None] for k, v in parts.items()}),
+    )
+
+
+@pytest.mark.parametrize("algorithm", [DiscreteSAC, ILRec])
+def test_masked_actions_are_never_chosen(algorithm: type[DiscreteSAC], env: RecEnv) -> None:
+    model = algorithm("MlpPolicy", env, **(WARM if algorithm is ILRec else SMALL))
+    model.learn(200)
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(300, *env.observation_space.shape)).astype(np.float32)
+    masks = rng.random((300, model.action_space.n)) < 0.1
+    masks[:, 3] = True
+    for deterministic in (True, False):
+        actions, _ = model.predict(observations, deterministic=deterministic, action_masks=masks)
+        assert masks[np.arange(300), actions].all()
+    replayed = model.replay_buffer.sample(500)
+    assert replayed.action_masks.gather(1, replayed.actions).all(), "training kept to the masks"
+    with pytest.raises(ValueError, match="row that allows nothing"):
+        model.predict(observations[:1], action_masks=np.zeros((1, model.action_space.n), bool))
+
+
+def test_a_draw_follows_the_policy(env: RecEnv) -> None:
+    model = DiscreteSAC("MlpPolicy", env, **SMALL)
+    observation, _ = env.reset(seed=0)
+    flat = th.from_numpy(observation)[None]
+    probs = model.policy.log_probs(flat).exp()[0].detach().numpy()
+    th.manual_seed(0)
+    drawn, _ = model.predict(np.repeat(observation[None], 20_000, axis=0))
+    frequency = np.bincount(drawn, minlength=len(probs)) / len(drawn)
+    np.testing.assert_allclose(frequency, probs, atol=0.006)
+
+
+def test_callbacks_tensorboard_and_evaluation(env: RecEnv, tmp_path: Path) -> None:
+    model = ILRec("MlpPolicy", env, tensorboard_log=str(tmp_path / "tb"), **WARM)
+    callback = EvalCallback(
+        as_vec_env(RecEnv(dynamics=env.dynamics), 2), n_eval_episodes=2, eval_freq=5
+    )
+    model.learn(160, callback=callback, log_interval=1)
+    assert callback.n_calls > 0
+    assert np.isfinite(callback.last_mean_reward)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = next((tmp_path / "tb").iterdir())
+    tags = set(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
+    for name in (
+        "train/critic_loss",
+        "train/actor_loss",
+        "train/imitation_loss",
+        "train/entropy",
+        "train/ent_coef",
+        "train/imitation_coef",
+        "discriminator/loss",
+        "weights/effective_share",
+        "weights/quantile_0.5",
+        "rollout/ep_rew_mean",
+    ):
+        assert name in tags
+    mean, _ = evaluate_masked(model, Monitor(RecEnv(dynamics=env.dynamics)), 3, warn=False)
+    assert mean > 0
+
+
+def test_set_parameters_and_set_env(env: RecEnv) -> None:
+    one = DiscreteSAC("MlpPolicy", env, **{**SMALL, "seed": 1})
+    other = DiscreteSAC("MlpPolicy", env, **{**SMALL, "seed": 2})
+    assert not th.equal(_weights(one), _weights(other))
+    other.set_parameters(one.get_parameters())
+    assert th.equal(_weights(one), _weights(other))
+    other.set_env(RecEnv(dynamics=env.dynamics))
+    assert other.get_env().num_envs == 16
+
+
+def test_fixed_entropy_coefficient_and_n_steps(env: RecEnv) -> None:
+    model = ILRec("MlpPolicy", env, ent_coef=0.2, n_steps=3, **WARM).learn(150)
+    assert model.ent_coef_optimizer is None
+    assert model.replay_buffer.n_steps == 3
+    assert float(model._entropy_coefficient()) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ent_coef": "later"}, "ent_coef='later'"),
+        ({"updates_per_step": 0}, "updates_per_step=0"),
+        ({"target_entropy": 2.0}, "target_entropy=2.0"),
+        ({"beta": 0.0}, "beta=0.0"),
+        ({"alpha": 1.5}, "alpha=1.5"),
+    ],
+)
+def test_bad_arguments(env: RecEnv, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ILRec("MlpPolicy", env, **{**WARM, **options})
+
+
+# -- demonstrations ---------------------------------------------------------------------------------
+
+
+def test_demonstrations_from_a_list_a_file_or_the_environment(
+    env: RecEnv, trajectories: list[Trajectory], tmp_path: Path
+) -> None:
+    path = tmp_path / "sessions.parquet"
+    save_trajectories(path, trajectories)
+    steps = sum(len(t) for t in trajectories)
+    for given in (trajectories, path, str(path)):
+        model = ILRec("MlpPolicy", env, demonstrations=given, **WARM).learn(32)
+        assert len(model.demonstration_buffer) + model.demonstration_buffer.dropped == steps
+    model = ILRec("MlpPolicy", env, **WARM).learn(32)
+    assert len(np.unique(model.demonstration_buffer.sessions)) == 200
+
+
+def test_without_demonstrations_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        ILRec("MlpPolicy", "CartPole-v1", **WARM).learn(80)
+    assert "learns as DiscreteSAC does" in caplog.text
+
+
+def test_demonstrations_of_another_environment_are_refused(
+    env: RecEnv, trajectories: list[Trajectory]
+) -> None:
+    model = ILRec("MlpPolicy", "CartPole-v1", demonstrations=trajectories, **WARM)
+    with pytest.raises(ValueError, match="the environment gives 4"):
+        model.learn(10)
+
+
+def test_warm_start_imitates_before_the_first_step(
+    env: RecEnv, trajectories: list[Trajectory]
+) -> None:
+    def likelihood(steps: int) -> float:
+        model = ILRec(
+            "MlpPolicy", env, demonstrations=trajectories, **{**WARM, "warm_start_steps": steps}
+        )
+        model._setup_learn(1)
+        assert model.num_timesteps == 0
+        samples = model.demonstration_buffer.at(np.arange(len(model.demonstration_buffer)))
+        return float(model._log_probs(samples).mean())
+
+    assert likelihood(150) > likelihood(0) + 0.3
+
+
+def test_weights_follow_advantage_and_discriminator(
+    env: RecEnv, trajectories: list[Trajectory]
+) -> None:
+    options = {**WARM, "demonstrations": trajectories, "warm_start_steps": 0}
+    by_advantage = ILRec("MlpPolicy", env, alpha=1.0, beta=10.0, **options)
+    by_advantage._setup_learn(1)
+    weights = by_advantage.demonstration_buffer.weights
+    assert weights.mean() == pytest.approx(1.0, abs=0.2)
+    inside = (weights > 0.011) & (weights < 9.9)
+    order = np.argsort(by_advantage._log_env.numpy()[inside])
+    assert (np.diff(weights[inside][order]) >= -1e-6).all()
+    by_discriminator = ILRec("MlpPolicy", env, alpha=0.0, **options)
+    by_discriminator._setup_learn(1)
+    logits = by_discriminator._demonstration_logits().numpy()
+    weights = by_discriminator.demonstration_buffer.weights
+    inside = (weights > 0.011) & (weights < 9.9)
+    assert (np.diff(weights[inside][np.argsort(logits[inside])]) >= -1e-5).all()
+
+
+def test_imitation_decays_to_nothing(env: RecEnv) -> None:
+    model = ILRec("MlpPolicy", env, imitation_coef=0.5, imitation_steps=1_000, **WARM)
+    shares = []
+    for steps in (0, 500, 1_000, 5_000):
+        model.num_timesteps = steps
+        shares.append(model._imitation_coefficient())
+    assert shares == [0.5, 0.25, 0.0, 0.0]
+    model.imitation_steps = None
+    assert model._imitation_coefficient() == 0.5
+    model.learn(64)
+    model.imitation_steps = 10
+    assert model._demonstration_batch(32) is None
+
+
+# -- going on as if never stopped -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", [DiscreteSAC, ILRec])
+def test_training_goes_on_as_if_never_stopped(
+    algorithm: type[DiscreteSAC], dynamics: Dynamics, tmp_path: Path
+) -> None:
+    options = {**(WARM if algorithm is ILRec else SMALL)}
+    if algorithm is ILRec:
+        options["discriminator_every"] = 100
+
+    def fresh() -> DiscreteSAC:
+        return algorithm("MlpPolicy", RecVectorEnv(4, dynamics=dynamics), **options)
+
+    whole = fresh().learn(200)
+    whole.learn(200, reset_num_timesteps=False)
+    half = fresh().learn(200)
+    half.save(tmp_path / "half.zip")
+    th.manual_seed(12345)  # what happens in between must not matter
+    resumed = algorithm.load(
+        tmp_path / "half.zip", env=RecVectorEnv(4, dynamics=dynamics), device="cpu"
+    )
+    resumed.learn(200, reset_num_timesteps=False)
+    assert resumed.num_timesteps == whole.num_timesteps == 400
+    th.testing.assert_close(_weights(resumed), _weights(whole), rtol=0, atol=0)
+    assert resumed.replay_buffer.pos == whole.replay_buffer.pos
+    np.testing.assert_array_equal(
+        resumed.replay_buffer.observations, whole.replay_buffer.observations
+    )
+
+
+def test_a_small_file_predicts_and_a_failed_save_leaves_the_old_one(
+    env: RecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ILRec("MlpPolicy", env, **WARM).learn(100)
+    path = tmp_path / "model.zip"
+    model.save(path, training_state=False)
+    small = path.stat().st_size
+    model.save(path)
+    assert path.stat().st_size > small
+    content = path.read_bytes()
+    
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(path)
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == ["model.zip"]
+
+
+# -- learning ---------------------------------------------------------------------------------------
+
+
+class Bandit(gym.Env[np.ndarray, np.int64]):
+    """Shows a number from 0 to 3; the reward is 1 where the action is that number."""
+
+    observation_space = spaces.Box(0.0, 1.0, (4,), np.float32)
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        """Starts ten rounds."""
+        super().reset(seed=seed)
+        self.left = 10
+        return self._show(), {}
+
+    def step(self, action: Any) -> Any:
+        """Rewards the right number."""
+        reward = float(action == self.number)
+        self.left -= 1
+        return self._show(), reward, False, self.left == 0, {}
+
+    def _show(self) -> np.ndarray:
+        self.number = int(self.np_random.integers(4))
+        return np.eye(4, dtype=np.float32)[self.number]
+
+
+def test_it_solves_a_toy_problem() -> None:
+    model = DiscreteSAC(
+        "MlpPolicy", Bandit(), **{**SMALL, "gamma": 0.0}, updates_per_step=0.5, target_entropy=0.1
+    )
+    model.learn(1_500)
+    mean, _ = evaluate_policy(model, Bandit(), 10, warn=False)
+    assert mean > 9.5
+
+
+def test_it_beats_random_and_its_demonstrations_on_the_simulator(dynamics: Dynamics) -> None:
+    demonstrations = dynamics.replay(explore(dynamics, 60, seed=2))
+    own = np.mean([t.rewards.sum() for t in demonstrations])
+    model = ILRec(
+        "MlpPolicy", RecEnv(dynamics=dynamics), demonstrations=demonstrations, seed=1, device="cpu",
+        warm_start_steps=150, batch_size=64, updates_per_step=1 / 8,
+    ).learn(3_000)
+
+    def act(_: Dynamics, state: Any, __: Any) -> np.ndarray:
+        return model.predict(
+            dynamics.observe(state), deterministic=True, action_masks=state.mask
+        )[0]
+
+    learned = run_episodes(dynamics, act, 100, seed=0).returns.mean()
+    floor = run_episodes(dynamics, random_policy, 100, seed=0).returns.mean()
+    planner = run_episodes(dynamics, rule_aware(1.0), 100, seed=0).returns.mean()
+    assert floor < own < 0.95 * planner, "the demonstrations are good, not optimal"
+    assert learned > 1.05 * own
+    assert learned > 0.95 * planner
+
+
+def _cart_pole_sessions(n_sessions: int) -> list[Trajectory]:
+    """Sessions of a scripted expert that errs in one step of five."""
+    env = gym.make("CartPole-v1")
+    rng = np.random.default_rng(0)
+    result = []
+    for seed in range(n_sessions):
+        observation, _ = env.reset(seed=seed)
+        observations, actions, rewards = [observation], [], []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            right = observation[2] + 0.5 * observation[3] > 0
+            action = int(right) if rng.random() > 0.2 else int(rng.integers(2))
+            observation, reward, terminated, truncated, _ = env.step(action)
+            observations.append(observation)
+            actions.append(action)
+            rewards.append(reward)
+        result.append(
+            Trajectory(
+                observations=np.array(observations, np.float32),
+                actions=np.array(actions),
+                rewards=np.array(rewards, np.float32),
+                terminated=bool(terminated),
+                truncated=bool(truncated),
+                n_actions=2,
+                source="scripted expert",
+            )
+        )
+    return result
+
+
+def test_another_sb3_algorithm_runs_on_the_same_environment(env: RecEnv) -> None:
+    model = DQN("MlpPolicy", as_vec_env(env, 4), learning_starts=50, seed=0).learn(200)
+    action, _ = model.predict(env.reset(seed=0)[0])
+    assert env.action_space.contains(int(action))
