@@ -9,8 +9,7 @@ import pandas as pd
 
 from ilrec_sb3 import ILRec
 from recsim_env import prepare
-from recsim_env.datasets import from_tables
-from recsim_env.datasets import save_custom
+from recsim_env.datasets import from_tables, save_custom
 
 folder = Path(tempfile.mkdtemp())
 

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments) or 0)
     except KeyboardInterrupt:
-        again = "the same command goes on with what is finished"
+        again = "The same command goes on with what is finished"
         sys.stderr.write(f"\nStopped. {getattr(arguments, 'resume', again)}.\n")
         return _INTERRUPTED
     except BrokenPipeError:
@@ -247,7 +247,7 @@ def _add_demo(subparsers: Any) -> None:
     )
     _add_data(parser, default=None)
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="env steps of each training (default: 15000)"
+        "--steps", type=_positive, metavar="N", help="env steps of each training (default: 10000)"
     )
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="S", help="one training for each (default: 0 1 2)"
@@ -421,7 +421,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         progress=arguments.progress,
         options=_json_pairs(arguments.option, "--option"),
     )
-    _show(prepared.dataset.table())
+    _say(prepared.dataset.table())
     _say("")
     _show(card_table(prepared.card))
     _say(f"Kept in {prepared.path}")
@@ -433,8 +433,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _prepare_own(arguments: argparse.Namespace) -> str:
     """Reads the user's tables, keeps them under their name and returns it."""
-    from recsim_env.datasets import from_tables
-    from recsim_env.datasets import save_custom
+    from recsim_env.datasets import from_tables, save_custom
 
     columns = _pairs(arguments.column, "--column")
     if arguments.rating_column:

@@ -106,12 +106,12 @@ class ExperimentConfig:
     limit: int = 100
     algorithms: tuple[str, ...] = ("DQN", "A2C", "DiscreteSAC", "ILRec")
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    steps: int = 15_000
+    steps: int = 10_000
     seeds: tuple[int, ...] = (0, 1, 2)
     demonstrations: int = 200
     episodes: int = 500
     evaluation_seed: int = 1_000
-    curve_points: int = 15
+    curve_points: int = 20
     curve_episodes: int = 64
     device: str | None = None
 

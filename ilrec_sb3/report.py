@@ -12,7 +12,6 @@ from ilrec_sb3.evaluation import Summary
 
 __all__ = ["Curve", "Row", "findings", "plot_curves", "table_markdown"]
 
-_HEAD = ("policy", "len", "per-step", "return", "95 % interval", "steps/s", "wall time")
 _COLOURS = {
     "ILRec": "#c1272d",
     "DiscreteSAC": "#0b6fa4",
@@ -69,7 +68,10 @@ def table_markdown(rows: Sequence[Row], title: str) -> str:
         rows: In the order of the table.
         title: What was played.
     """
-    lines = [f"| {' | '.join(_HEAD)} |", f"|---{'|---:' * (len(_HEAD) - 1)}|"]
+    several = any(row.summary.seeds > 1 for row in rows)
+    interval = "interval" if several else "95 % interval"
+    head = ("policy", "len", "per-step", "return", interval, "steps/s", "wall time")
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
     for row in rows:
         summary = row.summary
         name = f"**{row.policy}**" if row.policy == "ILRec" else row.policy
@@ -103,7 +105,7 @@ def _caption(rows: Sequence[Row], title: str) -> str:
     plain = [name for name in ("DQN", "A2C") if name in policies]
     unmasked = f" Without masks: {', '.join(plain)}." if plain else ""
     return (
-        f"{title}. {episodes} sessions on the test world model, the same users for every policy "
+        f"{title}. {episodes} sessions on the test world model, the same users for every policy"
         f"{exception}; {interval}.{times}{unmasked}"
     )
 
@@ -137,7 +139,7 @@ def findings(
     return (
         _against_others(returns),
         _against_bars(returns, curves),
-        _next(returns, dataset, steps),
+        _next(returns, dataset, steps, max(row.summary.seeds for row in rows)),
     )
 
 
@@ -197,7 +199,7 @@ def _steps_to(curves: Sequence[Curve], policy: str, bar: float) -> int | None:
     return int(np.median(known)) if known and len(known) == len(firsts) else None
 
 
-def _next(returns: Mapping[str, float], dataset: str, steps: int) -> str:
+def _next(returns: Mapping[str, float], dataset: str, steps: int, seeds: int) -> str:
     own = returns["ILRec"]
     tips = []
     if own <= returns["demonstrations"]:
@@ -213,7 +215,9 @@ def _next(returns: Mapping[str, float], dataset: str, steps: int) -> str:
         tips.append(f"more steps (--steps {2 * steps}): the planner is still ahead")
     if dataset == "synthetic":
         tips.append("real data (ilrec demo --dataset steam --data DIR)")
-    tips.append("several seeds (--seeds 0 1 2)")
+    if seeds == 1:
+        tips.append("several seeds (--seeds 0 1 2)")
+    tips.append("a masked competitor (--algorithms ILRec MaskablePPO)")
     return f"Try next: {'; '.join(tips[:2])}."
 
 

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 def demonstrations(observer: Observer, *, n_sessions: int = 200, seed: int = 0) -> list[Trajectory]:
     """Returns demonstrations with the observations and rewards of an environment.
 
-    They are the sessions that the prepared dataset carries (recorded sessions of a language model), and where it
-    carries none those of the package's scripted explorer.
+    They are the sessions that the prepared dataset carries (recorded sessions of a language model),
+    and where it carries none those of the package's scripted explorer.
 
     Args:
         observer: Of the environment; its dynamics give rewards and session ends.

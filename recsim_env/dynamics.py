@@ -1,10 +1,12 @@
 """The session dynamics: batched, written once.
 
-`RecEnv` is the view of one session, `RecVectorEnv` of many; planners, replays and collectors use `Dynamics` itself.
+`RecEnv` is the view of one session, `RecVectorEnv` of many; planners, replays and collectors use
+`Dynamics` itself.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -65,10 +67,11 @@ class ObservationLayout:
 
 @dataclass(frozen=True)
 class ItemContext:
-    """What an environment tells a policy about its items, so that any algorithm can use the same heads.
+    """What an environment tells about its items, so that any algorithm can use the same heads.
 
-    It says nothing of the session-end rule. Predicted rewards of the *train* world model follow from it:
-    ``user_offset + observation[user] @ user_basis.T``, (n, n_items), up to the rank of the basis.
+    It says nothing of the session-end rule. Predicted rewards of the *train* world model follow
+    from it: ``user_offset + observation[user] @ user_basis.T``, (n, n_items), up to the rank of the
+    basis.
 
     Attributes:
         layout: The parts of the observation.
@@ -104,7 +107,8 @@ class State:
         counts: (n, n_categories) category counts over the last ``window - 1`` items.
         mask: (n, n_items) True where the item was not shown in this session.
         tracker: State of the state tracker.
-        reward_rows: Per session the rewards of all items where the user is unknown or has another history.
+        reward_rows: Per session the rewards of all items where the user is unknown or has another
+            history.
         histories: Items before the session.
     """
 
@@ -127,7 +131,8 @@ class StepResult:
         rewards: (n,) float32 in [1, 5].
         terminated: (n,) a rule ended the session.
         truncated: (n,) the length limit cut the session (and no rule ended it).
-        ended_by: (n,) 0 while it goes on, k for rule number k (from 1), one more than the rules for the limit.
+        ended_by: (n,) 0 while it goes on, k for rule number k (from 1), one more than the rules for
+            the limit.
     """
 
     rewards: FloatArray
@@ -139,8 +144,9 @@ class StepResult:
 class Dynamics:
     """Batched session dynamics over a prepared dataset.
 
-    Observations are built from what a recommender may know (train model, state tracker); rewards come from the
-    world model of ``split``, so a policy trained on ``"train"`` is evaluated on a model fitted on other interactions.
+    Observations are built from what a recommender may know (train model, state tracker); rewards
+    come from the world model of ``split``, so a policy trained on ``"train"`` is evaluated on a
+    model fitted on other interactions.
 
     Args:
         prepared: The prepared dataset.
@@ -175,20 +181,17 @@ class Dynamics:
         category_rules = [rule for rule in self.rules if isinstance(rule, CategoryDiversity)]
         self.window = category_rules[0].window if category_rules else limit
         scale = float(category_rules[0].max_repeats) if category_rules else 4.0
-        widths = np.cumsum(
-            [
-                0,
-                prepared.tracker.dim,
-                prepared.user_basis.shape[1],
-                self.categories.shape[1],
-                1,
-            ]
-        ).tolist()
-        self.layout = ObservationLayout(
-            *(slice(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)),
-            count_scale=scale,
-            limit=limit,
+        widths = (
+            prepared.tracker.dim,
+            prepared.user_basis.shape[1],
+            self.categories.shape[1],
+            1,
         )
+        tracker, user, counts, step = (
+            slice(end - width, end)
+            for width, end in zip(widths, itertools.accumulate(widths), strict=True)
+        )
+        self.layout = ObservationLayout(tracker, user, counts, step, scale, limit)
         self._table = prepared.rows(split)
         self._histories = prepared.histories()
         self._start = prepared.tracker.initial(self._histories)
@@ -311,7 +314,7 @@ class Dynamics:
         )
 
     def terminal(self, state: State, items: IntArray, rewards: FloatArray) -> NDArray[np.int8]:
-        """Returns (n,) 0 where the session goes on, else the number (from 1) of the first rule that ends it."""
+        """Returns (n,) the number (from 1) of the first rule that ends a session, 0 where none."""
         ended = np.zeros(len(items), np.int8)
         context = self.context(state, items, rewards)
         for number in range(len(self.rules), 0, -1):
@@ -331,7 +334,7 @@ class Dynamics:
         state.counts += self.categories[items]
         if self.window <= self.limit:
             leaving = state.steps - (self.window - 1)
-            old = np.flatnonzero(leaving >= 0)
+            old = (leaving >= 0).nonzero()[0]
             if len(old):
                 state.counts[old] -= self.categories[state.shown[old, leaving[old]]]
         state.mask[rows, items] = False
@@ -342,7 +345,8 @@ class Dynamics:
         """Shows one item in every session: reward, rules, transition.
 
         Args:
-            state: Changed in place. Sessions that end stay as they are until they are started again.
+            state: Changed in place. Sessions that end stay as they are until they are started
+                again.
             items: (n,) item indices in [0, n_items).
         """
         rewards = self.reward(state, items)
@@ -360,7 +364,9 @@ class Dynamics:
         observation[:, layout.tracker] = self.prepared.tracker.output(state.tracker)
         observation[:, layout.user] = state.user_vectors
         np.multiply(
-            state.counts, np.float32(1.0 / layout.count_scale), out=observation[:, layout.categories]
+            state.counts,
+            np.float32(1.0 / layout.count_scale),
+            out=observation[:, layout.categories],
         )
         observation[:, layout.step] = (state.steps / np.float32(self.limit))[:, None]
         return observation
@@ -374,8 +380,8 @@ class Dynamics:
     ) -> list[Trajectory]:
         """Re-runs recorded sessions under this world model and these rules.
 
-        A session is cut where a rule or the limit ends it here; where its actions run out before that, the
-        trajectory is truncated.
+        A session is cut where a rule or the limit ends it here; where its actions run out before
+        that, the trajectory is truncated.
 
         Args:
             sessions: What was shown to whom.
@@ -388,7 +394,9 @@ class Dynamics:
         useful = [session for session in sessions if len(session.actions)]
         result: list[Trajectory] = []
         for start in range(0, len(useful), chunk):
-            result.extend(self._replay_chunk(useful[start : start + chunk], observe or self.observe))
+            result.extend(
+                self._replay_chunk(useful[start : start + chunk], observe or self.observe)
+            )
         return result
 
     def _replay_chunk(
@@ -507,8 +515,9 @@ class Dynamics:
         if array.min() < 0 or array.max() >= self.n_items:
             bad = array[(array < 0) | (array >= self.n_items)][0]
             raise DataError(
-                f"{what} holds the item {bad}, but the catalogue of {self.prepared.dataset.name!r} has "
-                f"the indices 0 to {self.n_items - 1}; map your ids with `catalogue.item_ids.index(...)`."
+                f"{what} holds the item {bad}, but the catalogue of "
+                f"{self.prepared.dataset.name!r} has the indices 0 to {self.n_items - 1}; map your "
+                "ids with `catalogue.index(...)`."
             )
         return array.astype(np.int64)
 

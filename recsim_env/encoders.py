@@ -24,6 +24,7 @@ from tqdm import tqdm
 from recsim_env.artefacts import write_folder
 from recsim_env.datasets.dataset import Dataset
 from recsim_env.errors import ArtefactError, DataError, near_miss
+from recsim_env.threads import one_thread
 
 __all__ = [
     "EncoderConfig",
@@ -243,7 +244,7 @@ def fit_encoder(
     config = config or EncoderConfig()
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
-    with torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         run = _Fit(dataset, rows, config, rng)
         epochs = run.train(progress)

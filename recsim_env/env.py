@@ -23,48 +23,55 @@ from recsim_env.trajectories import Trajectory
 
 __all__ = ["RecEnv"]
 
+_METADATA: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}
+
 
 class RecEnv(gym.Env[Any, np.int64]):
     """A user visits, items are recommended one by one, and the user leaves when bored.
 
-    This text is the specification of the environments ``IlRecSteam-v0``, ``IlRecAmazon-v0``, ``IlRecCoat-v0``,
-    ``IlRecMovieLens-v0``, ``IlRecSynthetic-v0`` and ``IlRecCustom-v0``; they differ in the dataset alone.
+    This text is the specification of the environments ``IlRecSteam-v0``, ``IlRecAmazon-v0``,
+    ``IlRecCoat-v0``, ``IlRecMovieLens-v0``, ``IlRecSynthetic-v0`` and ``IlRecCustom-v0``; they
+    differ in the dataset alone.
 
-    **Observation.** What a recommender may know, as one ``Box`` of float32 (``obs_mode="vector"``); its parts by name
-    as a ``Dict`` (``"dict"``); or the ids of the last items (``"sequence"``: int64, the user's history and the items
-    of this session, padded on the left with ``n_items``).
+    **Observation.** What a recommender may know, as one ``Box`` of float32 (``obs_mode="vector"``);
+    its parts by name as a ``Dict`` (``"dict"``); or the ids of the last items (``"sequence"``:
+    int64, the user's history and the items of this session, padded on the left with ``n_items``).
 
-    ============== ============ ============ ===========================================================
+    ============== ============ ============ ======================================================
     part           size         range        meaning
-    ============== ============ ============ ===========================================================
+    ============== ============ ============ ======================================================
     ``tracker``    H            (-inf, inf)  state tracker (GRU or SASRec) over history and session
-    ``user``       K            (-inf, inf)  user vector: the coordinates of the train model's predicted
-                                             rewards of this user; a fold-in from the history if unknown
-    ``categories`` n_categories [0, inf)     how often each category occurs among the last N - 1 items of
-                                             the session, divided by M (N, M: the category rule)
+    ``user``       K            (-inf, inf)  user vector: the coordinates of the train model's
+                                             predicted rewards of this user; a fold-in from the
+                                             history if unknown
+    ``categories`` n_categories [0, inf)     how often each category occurs among the last N - 1
+                                             items of the session, divided by M (N, M: the
+                                             category rule)
     ``step``       1            [0, 1]       items shown so far over the length limit
-    ============== ============ ============ ===========================================================
+    ============== ============ ============ ======================================================
 
     **Action.** ``Discrete(n_items)``: the item of the catalogue to show.
 
-    **Reward.** The user's predicted rating of the item, in [1, 5], by the world model of ``split``, the item that
-    ends a session included. ``"train"`` and ``"test"`` are fitted on disjoint interactions; the observation comes
-    from the train model in both.
+    **Reward.** The user's predicted rating of the item, in [1, 5], by the world model of ``split``,
+    the item that ends a session included. ``"train"`` and ``"test"`` are fitted on disjoint
+    interactions; the observation comes from the train model in both.
 
-    **Start.** A user drawn uniformly, with the history of the train interactions. ``reset(options={"user": u})``
-    takes user u; ``reset(options={"history": [...]})`` an unknown user with this history (item indices, oldest
-    first); both together a known user with another history.
+    **Start.** A user drawn uniformly, with the history of the train interactions.
+    ``reset(options={"user": u})`` takes user u; ``reset(options={"history": [...]})`` an unknown
+    user with this history (item indices, oldest first); both together a known user with another
+    history.
 
-    **Session end.** *Terminated*: one of the rules fires for the item shown. By default the user leaves when, with
-    the current item counted, one of its categories occurs M times among the last N items of the session (Steam and
-    synthetic: N=50, M=4; the others: N=15, M=4; IL-Rec, section V-A3), or when an item is shown a second time.
-    *Truncated*: the session reaches ``limit`` items (100) and no rule fired.
+    **Session end.** *Terminated*: one of the rules fires for the item shown. By default the user
+    leaves when, with the current item counted, one of its categories occurs M times among the last
+    N items of the session (Steam and synthetic: N=50, M=4; the others: N=15, M=4; IL-Rec, section
+    V-A3), or when an item is shown a second time. *Truncated*: the session reaches ``limit`` items
+    (100) and no rule fired.
 
-    **Masks.** ``action_masks()`` is False for what this session has already shown. It never excludes what a rule
-    would punish: that is for the agent to learn.
+    **Masks.** ``action_masks()`` is False for what this session has already shown. It never
+    excludes what a rule would punish: that is for the agent to learn.
 
-    **Info.** ``reset``: ``user``, ``action_mask``. ``step``: ``title``, ``categories``, ``ended_by`` (name of the rule
-    that ended the session, ``"limit"``, or ``""``), ``action_mask``.
+    **Info.** ``reset``: ``user``, ``action_mask``. ``step``: ``title``, ``categories``,
+    ``ended_by`` (name of the rule that ended the session, ``"limit"``, or ``""``), ``action_mask``.
 
     **Rendering.** ``render_mode="ansi"``: the session so far as a table.
 
@@ -74,7 +81,8 @@ class RecEnv(gym.Env[Any, np.int64]):
         dataset: A name (`recsim_env.datasets.names`), a dataset, or a prepared dataset.
         dynamics: Ready dynamics; instead of the other arguments about the simulation.
         split: Whose rewards: ``"train"`` or ``"test"``.
-        termination: ``"category"``, ``"similarity"``, ``"none"``, a rule or several (`recsim_env.termination`).
+        termination: ``"category"``, ``"similarity"``, ``"none"``, a rule or several
+            (`recsim_env.termination`).
         window: N of the category rule, instead of the dataset's preset.
         max_repeats: M of the category rule, instead of the dataset's preset.
         repeat: Whether showing an item twice ends the session.
@@ -93,7 +101,7 @@ class RecEnv(gym.Env[Any, np.int64]):
         MissingDataError: Where the data are not there and ``fallback`` is off.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}
+    metadata = _METADATA
 
     def __init__(
         self,
@@ -159,7 +167,8 @@ class RecEnv(gym.Env[Any, np.int64]):
         unknown = sorted(set(options) - {"user", "history"})
         if unknown:
             raise DataError(
-                f"reset got the option {unknown[0]!r}; {near_miss(unknown[0], ['user', 'history'])}."
+                f"reset got the option {unknown[0]!r}; "
+                f"{near_miss(unknown[0], ('user', 'history'))}."
             )
         if "history" in options:
             self.dynamics.initial_from_history(
@@ -180,7 +189,9 @@ class RecEnv(gym.Env[Any, np.int64]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Shows the item ``action``; see the class for what comes back."""
         if not self._running:
-            raise DataError("step came before reset or after the session's end; call reset() first.")
+            raise DataError(
+                "step came before reset or after the session's end; call reset() first."
+            )
         try:
             item = operator.index(action)
         except TypeError:
@@ -213,7 +224,8 @@ class RecEnv(gym.Env[Any, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Returns (n_items,) True where an item was not yet shown in this session."""
-        return self._state.mask[0].copy()
+        mask: NDArray[np.bool_] = self._state.mask[0].copy()
+        return mask
 
     def replay(
         self, actions: ArrayLike, *, history: ArrayLike | None = None, user: int | None = None
@@ -226,7 +238,8 @@ class RecEnv(gym.Env[Any, np.int64]):
             user: User index; None or -1 is an unknown user.
 
         Returns:
-            The trajectory, cut where a rule or the limit ends it. The running session is not touched.
+            The trajectory, cut where a rule or the limit ends it. The running session is not
+            touched.
 
         Raises:
             DataError: For unknown items or users, or no action at all.
@@ -243,10 +256,10 @@ class RecEnv(gym.Env[Any, np.int64]):
         return self.dynamics.replay([session], observe=self.observer.flat)[0]
 
     def demonstrations(self, n_sessions: int = 200, seed: int = 0) -> list[Trajectory]:
-        """Returns the demonstrations that come with the dataset; see `recsim_env.demonstrations`."""
+        """Returns the dataset's demonstrations; see `recsim_env.demonstrations`."""
         return demonstrations(self.observer, n_sessions=n_sessions, seed=seed)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Returns the session so far as a table (``render_mode="ansi"``)."""
         if self.render_mode is None:
             return None

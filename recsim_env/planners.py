@@ -1,7 +1,8 @@
-"""Policies that need no learning: the floor and the ceiling of every result table, and a scripted explorer.
+"""Policies that need no learning: floor and ceiling of every result table, and an explorer.
 
-Each looks at the batched state and gives one item per session. Which reward table a planner sees decides what it is:
-the train model's is what a recommender may know; the test model's makes it an oracle.
+Each looks at the batched state and gives one item per session. Which reward table a planner sees
+decides what it is: the train model's is what a recommender may know; the test model's makes it an
+oracle.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def random_policy(dynamics: Dynamics, state: State, generator: np.random.Generat
 
 
 def known_rewards(dynamics: Dynamics, state: State) -> FloatArray:
-    """Returns (n, n_items) the train model's predicted rewards, as far as the observation tells them."""
+    """Returns (n, n_items) the train model's rewards, as far as the observation tells them."""
     prepared = dynamics.prepared
     return prepared.user_offset + state.user_vectors @ prepared.user_basis.T
 
@@ -77,15 +78,15 @@ def _avoid_ending(dynamics: Dynamics, state: State, scores: FloatArray) -> IntAr
     ends = ending_items(dynamics, state)
     scores = np.where(state.mask, scores, -np.inf)
     safe = np.where(ends, -np.inf, scores)
-    stuck = ~np.isfinite(safe).any(axis=1)
-    return np.asarray(np.where(stuck[:, None], scores, safe).argmax(axis=1))
+    stuck = np.isneginf(safe).all(axis=1, keepdims=True)
+    return np.asarray(np.where(stuck, scores, safe).argmax(axis=1))
 
 
 def ending_items(dynamics: Dynamics, state: State) -> NDArray[np.bool_]:
     """Returns (n, n_items) True where showing the item would end the session by a rule.
 
-    Rules are asked item by item for the batch of sessions at once, so this works for any rule; the category rule
-    is answered as a matrix product.
+    Rules are asked item by item for the batch of sessions at once, so this works for any rule; the
+    category rule is answered as a matrix product.
     """
     n = len(state.steps)
     ends = np.zeros((n, dynamics.n_items), bool)
@@ -107,8 +108,8 @@ def rule_aware(tag_price: float = 0.0) -> Planner:
     """A greedy planner that knows the session-end rules.
 
     Args:
-        tag_price: Reward units that each category of an item costs; above 0 it prefers items with few categories,
-            which keep a session under the category rule alive for longer.
+        tag_price: Reward units that each category of an item costs; above 0 it prefers items with
+            few categories, which keep a session under the category rule alive for longer.
     """
 
     def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
@@ -137,11 +138,12 @@ def oracle(tag_price: float = 0.0) -> Planner:
 def explorer(temperature: float = 0.3, memory: int = 3) -> Planner:
     """A scripted demonstrator: good, not optimal, as a language model is.
 
-    It likes what the train model predicts to be liked and what shares no category with the last items, and knows
-    nothing of the session-end rule.
+    It likes what the train model predicts to be liked and what shares no category with the last
+    items, and knows nothing of the session-end rule.
 
     Args:
-        temperature: Softness of the choice, in reward units; raising it makes the demonstrations worse.
+        temperature: Softness of the choice, in reward units; raising it makes the demonstrations
+            worse.
         memory: How many of the last items the next one should differ from.
     """
 
@@ -164,8 +166,8 @@ def run_episodes(
 ) -> Episodes:
     """Plays whole sessions of drawn users.
 
-    Every slot plays one session at a time and each user is drawn before play, so long and short sessions are
-    counted alike.
+    Every slot plays one session at a time and each user is drawn before play, so long and short
+    sessions are counted alike.
 
     Args:
         dynamics: Where to play.

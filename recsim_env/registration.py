@@ -6,7 +6,9 @@ from typing import Any
 
 import gymnasium as gym
 
-__all__ = ["ENVIRONMENTS", "register_envs"]
+from recsim_env.vector_env import RecVectorEnv
+
+__all__ = ["ENVIRONMENTS", "make_vector_env", "register_envs"]
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "IlRecAmazon-v0": {"dataset": "amazon", "fallback": True},
@@ -19,6 +21,22 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 """Arguments of each environment; ``IlRecCustom-v0`` asks for ``dataset=``."""
 
 
+def make_vector_env(
+    num_envs: int = 1, max_episode_steps: int | None = None, **kwargs: Any
+) -> RecVectorEnv:
+    """Makes what `gymnasium.make_vec` asks for.
+
+    Args:
+        num_envs: Number of sessions.
+        max_episode_steps: Gymnasium's name for ``limit``, which it takes the place of where it is
+            given.
+        kwargs: Of `RecVectorEnv`.
+    """
+    if max_episode_steps is not None:
+        kwargs["limit"] = max_episode_steps
+    return RecVectorEnv(num_envs, **kwargs)
+
+
 def register_envs() -> None:
     """Registers the environments with Gymnasium; a second call changes nothing."""
     for name, arguments in ENVIRONMENTS.items():
@@ -26,6 +44,6 @@ def register_envs() -> None:
             gym.register(
                 id=name,
                 entry_point="recsim_env.env:RecEnv",
-                vector_entry_point="recsim_env.vector_env:RecVectorEnv",
+                vector_entry_point="recsim_env.registration:make_vector_env",
                 kwargs=arguments,
             )

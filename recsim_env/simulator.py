@@ -31,9 +31,9 @@ def _fall_back(dataset: str, reason: MissingDataError) -> None:
         return
     _said.add(dataset)
     logger.warning(
-        "No data for %r, so the built-in synthetic catalogue stands in for it: figures say nothing about %s. "
-        "To get the real one, point `data=` or the environment variable ILREC_DATA to a folder that holds it "
-        "(see the page on data in the documentation). %s",
+        "No data for %r, so the built-in synthetic catalogue stands in for it: figures say nothing "
+        "about %s. To get the real one, point `data=` or the environment variable ILREC_DATA to a "
+        "folder that holds it (see the page on data in the documentation). %s",
         dataset,
         dataset,
         reason,
@@ -105,14 +105,18 @@ class Observer:
 
     Args:
         dynamics: Whose states.
-        mode: ``"vector"`` (one flat float vector), ``"dict"`` (its named parts) or ``"sequence"`` (the ids of the
-            last ``length`` items shown, padded on the left with ``n_items``).
+        mode: ``"vector"`` (one flat float vector), ``"dict"`` (its named parts) or ``"sequence"``
+            (the ids of the last ``length`` items shown, padded on the left with ``n_items``).
         length: Length of the id sequence.
     """
 
-    def __init__(self, dynamics: Dynamics, mode: ObservationMode = "vector", length: int = 50) -> None:
+    def __init__(
+        self, dynamics: Dynamics, mode: ObservationMode = "vector", length: int = 50
+    ) -> None:
         if mode not in OBSERVATION_MODES:
-            raise DataError(f"obs_mode={mode!r} is not known; {near_miss(mode, OBSERVATION_MODES)}.")
+            raise DataError(
+                f"obs_mode={mode!r} is not known; {near_miss(mode, OBSERVATION_MODES)}."
+            )
         self.dynamics = dynamics
         self.mode = mode
         self.length = length

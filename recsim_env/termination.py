@@ -1,8 +1,9 @@
 """Session-end rules: small batched functions that compose.
 
-A rule looks at every session of a batch at once and says where the user leaves because of the item that was just
-shown. Rules terminate a session; the length limit of the environment truncates it. A rule of your own is any object
-with a ``name`` and a ``__call__`` like those below (see ``examples/custom_rule.py``).
+A rule looks at every session of a batch at once and says where the user leaves because of the item
+that was just shown. Rules terminate a session; the length limit of the environment truncates it. A
+rule of your own is any object with a ``name`` and a ``__call__`` like those below (see
+``examples/custom_rule.py``).
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ class RuleContext:
     Attributes:
         items: (n,) the item shown now, as catalogue index.
         rewards: (n,) its reward, in [1, 5].
-        shown: (n, limit) the items shown before, oldest first; only the first ``steps`` of a row are valid.
+        shown: (n, limit) the items shown before, oldest first; only the first ``steps`` of a row
+            are valid.
         steps: (n,) how many items were shown before this one.
         mask: (n, n_items) True where an item had not been shown before.
         categories: (n_items, n_categories) multi-hot float32.
         text: (n_items, d) text embeddings with rows of norm 1.
-        counts: (n, n_categories) category counts over the last ``counts_window - 1`` items shown before.
+        counts: (n, n_categories) category counts over the last ``counts_window - 1`` items shown
+            before.
         counts_window: The window that ``counts`` belongs to, in items with the current one counted.
     """
 
@@ -94,15 +97,16 @@ def window_counts(
     position = np.arange(shown.shape[1])[None, :]
     start = np.maximum(0, steps - window)[:, None]
     valid = (position >= start) & (position < steps[:, None])
-    return np.einsum("nl,nlc->nc", valid.astype(np.float32), categories[np.where(valid, shown, 0)])
+    items = np.where(valid, shown, 0)
+    return np.asarray(np.einsum("nl,nlc->nc", valid.astype(np.float32), categories[items]))
 
 
 @dataclass(frozen=True)
 class CategoryDiversity:
     """Ends a session when one category comes too often (IL-Rec, section V-A3).
 
-    With the current item counted, the session ends when any one of the item's categories occurs ``max_repeats``
-    times or more among the last ``window`` items shown.
+    With the current item counted, the session ends when any one of the item's categories occurs
+    ``max_repeats`` times or more among the last ``window`` items shown.
 
     Attributes:
         window: N, in items, the current one included; 50 for Steam and 15 for Amazon in the paper.
@@ -148,10 +152,10 @@ class Repeat:
 class Similarity:
     """Ends a session when the item is too much like a recent one, or too little liked.
 
-    The form of BiLLP's published environment: the user leaves when the item's text embedding lies within
-    ``threshold`` (Euclidean) of that of any of the last ``window`` items, or when its reward is below
-    ``min_reward``. BiLLP measures distance in LLaMA space (thresholds 50 and 15 there); here rows have norm 1, so
-    distances lie in [0, 2].
+    The form of BiLLP's published environment: the user leaves when the item's text embedding lies
+    within ``threshold`` (Euclidean) of that of any of the last ``window`` items, or when its reward
+    is below ``min_reward``. BiLLP measures distance in LLaMA space (thresholds 50 and 15 there);
+    here rows have norm 1, so distances lie in [0, 2].
 
     Attributes:
         threshold: Distance below which two items count as alike.
@@ -192,7 +196,8 @@ PRESETS: dict[str, tuple[int, int]] = {
     "coat": (15, 4),
     "synthetic": (50, 4),
 }
-"""Window and count of the category rule per dataset: the paper's for Steam and Amazon, ours for the others."""
+"""Window and count of the category rule per dataset: the paper's for Steam and Amazon, ours for the
+others."""
 
 
 def make_rules(
@@ -206,8 +211,8 @@ def make_rules(
     """Builds the rules of an environment.
 
     Args:
-        termination: ``"category"`` (the paper's rule with the dataset's preset), ``"similarity"``, ``"none"``,
-            a rule, or several.
+        termination: ``"category"`` (the paper's rule with the dataset's preset), ``"similarity"``,
+            ``"none"``, a rule, or several.
         dataset: Whose preset to take; unknown names get 50/4.
         window: Overrides the preset's window.
         max_repeats: Overrides the preset's count.
@@ -235,10 +240,10 @@ def make_rules(
                 f"termination={termination!r} is not known; {near_miss(termination, choices)}."
             )
         named = choices[termination]
-    elif isinstance(termination, Sequence):
-        named = tuple(termination)
-    else:
+    elif isinstance(termination, Rule) or not isinstance(termination, Sequence):
         named = (termination,)
+    else:
+        named = tuple(termination)
     for rule in named:
         if not isinstance(rule, Rule):
             raise DataError(

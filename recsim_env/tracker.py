@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsim_env.encoders import GRUEncoder, SASRecEncoder
+from recsim_env.threads import one_thread
 
 __all__ = ["GRUTracker", "SASRecTracker", "Tracker", "TrackerState", "make_tracker"]
 
@@ -181,7 +182,7 @@ class SASRecTracker:
         return state["output"]
 
     def _encode(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             if not len(items):
                 return np.zeros((0, self.dim), np.float32)
             parts = [self.encoder(part) for part in torch.from_numpy(items).split(1024)]

@@ -22,7 +22,7 @@ from recsim_env.simulator import ObservationMode, Observer, make_dynamics
 from recsim_env.termination import Rule
 from recsim_env.trajectories import Trajectory
 
-try:  # gymnasium 1.1 and later say when they reset; before that, environments reset in the same step
+try:  # gymnasium 1.1 and later say when they reset
     from gymnasium.vector import AutoresetMode
 
     _METADATA: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -40,20 +40,24 @@ __all__ = ["RecVectorEnv"]
 class RecVectorEnv(_Base):
     """``num_envs`` sessions in one process, stepped together; the ordinary way to train.
 
-    Session k behaves as a `RecEnv` that was reset with ``seed + k``; see there for observations, actions, rewards
-    and session ends. A session that ends starts anew in the same step (``AutoresetMode.SAME_STEP``): the returned
-    observation is the first of the new session and the last one of the old session is in ``infos``.
+    Session k behaves as a `RecEnv` that was reset with ``seed + k``; see there for observations,
+    actions, rewards and session ends. A session that ends starts anew in the same step
+    (``AutoresetMode.SAME_STEP``): the returned observation is the first of the new session and the
+    last one of the old session is in ``infos``.
 
     ``infos`` of a step:
 
-    ===================  ==================================================================================
+    ===================  ===========================================================================
     ``title``            (n,) object: titles of the items shown
     ``categories``       (n,) object: tuples of their category names
     ``ended_by``         (n,) object: name of the rule that ended the session, "limit", or ""
-    ``action_mask``      (n, n_items) bool, read-only: what may be shown next (of the new session where one began)
-    ``final_obs``        (n, ...) last observations, valid where ``_final_obs``; only if a session ended
-    ``final_mask``       (n, n_items) last masks, all False where not ``_final_mask``; only if a session ended
-    ===================  ==================================================================================
+    ``action_mask``      (n, n_items) bool, read-only: what may be shown next (of the new session
+                         where one began)
+    ``final_obs``        (n, ...) last observations, valid where ``_final_obs``; only if a session
+                         ended
+    ``final_mask``       (n, n_items) last masks, valid where ``_final_mask``; only if a session
+                         ended
+    ===================  ===========================================================================
 
     Args:
         num_envs: Number of sessions.
@@ -61,7 +65,8 @@ class RecVectorEnv(_Base):
         obs_mode: Form of the observations, see `RecEnv`.
         sequence_length: Length of the id sequence for ``obs_mode="sequence"``.
         render_mode: Must be None.
-        dataset, split, termination, window, max_repeats, repeat, limit, data, cache, fallback, progress, options:
+        dataset, split, termination, window, max_repeats, repeat, limit, data, cache, fallback,
+        progress, options:
             As in `RecEnv`.
     """
 
@@ -138,10 +143,11 @@ class RecVectorEnv(_Base):
         """Starts every session anew.
 
         Args:
-            seed: Session k draws its users from ``seed + k`` (or ``seed[k]``); None goes on with the generators
-                of the last reset.
-            options: ``{"histories": [...], "users": [...]}`` starts the sessions from given histories; one entry
-                per session. Sessions that begin after those are of drawn users again.
+            seed: Session k draws its users from ``seed + k`` (or ``seed[k]``); None goes on with
+                the generators of the last reset.
+            options: ``{"histories": [...], "users": [...]}`` starts the sessions from given
+                histories; one entry per session. Sessions that begin after those are of drawn users
+                again.
 
         Returns:
             Observations and infos.
@@ -150,7 +156,8 @@ class RecVectorEnv(_Base):
         unknown = sorted(set(options) - {"users", "histories"})
         if unknown:
             raise DataError(
-                f"reset got the option {unknown[0]!r}; {near_miss(unknown[0], ['users', 'histories'])}."
+                f"reset got the option {unknown[0]!r}; "
+                f"{near_miss(unknown[0], ('users', 'histories'))}."
             )
         if seed is not None or not self._generators:
             seeds = self._seeds(seed)
@@ -211,22 +218,22 @@ class RecVectorEnv(_Base):
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Returns (num_envs, n_items) True where an item was not yet shown in the session; read-only."""
+        """Returns (num_envs, n_items), read-only: True where an item was not yet shown."""
         if self._mask is None:
             self._mask = self._state.mask.copy()
             self._mask.flags.writeable = False
         return self._mask
 
     def replay(self, sessions: Sequence[Session]) -> list[Trajectory]:
-        """Re-runs recorded sessions; see `Dynamics.replay`. The running sessions are not touched."""
+        """Re-runs recorded sessions and leaves the running ones alone; see `Dynamics.replay`."""
         return self.dynamics.replay(sessions, observe=self.observer.flat)
 
     def demonstrations(self, n_sessions: int = 200, seed: int = 0) -> list[Trajectory]:
-        """Returns the demonstrations that come with the dataset; see `recsim_env.demonstrations`."""
+        """Returns the dataset's demonstrations; see `recsim_env.demonstrations`."""
         return demonstrations(self.observer, n_sessions=n_sessions, seed=seed)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Returns the running sessions and the random states as plain arrays, for `load_state_dict`."""
+        """Returns the running sessions and random states as arrays, for `load_state_dict`."""
         arrays = self.dynamics.state_arrays(self._state)
         arrays["drawn_users"] = self._users.copy()
         arrays["drawn"] = self._drawn.copy()
@@ -245,8 +252,8 @@ class RecVectorEnv(_Base):
         """
         if len(arrays["steps"]) != self.num_envs:
             raise DataError(
-                f"{len(arrays['steps'])} stored sessions came for an environment of {self.num_envs}; "
-                "make it with the same num_envs."
+                f"{len(arrays['steps'])} stored sessions came for an environment of "
+                f"{self.num_envs}; make it with the same num_envs."
             )
         if arrays["mask"].shape[1] != self.dynamics.n_items:
             raise DataError(
@@ -271,8 +278,7 @@ class RecVectorEnv(_Base):
         done = outcome.ended_by > 0
         rows = np.flatnonzero(done)
         infos["final_obs"] = self.observer(self._state)
-        infos["final_mask"] = np.zeros_like(self._state.mask)
-        infos["final_mask"][rows] = self._state.mask[rows]
+        infos["final_mask"] = self._state.mask.copy()
         infos["_final_obs"] = infos["_final_mask"] = done
         self.dynamics.initial(self._state, rows, self._next_users(rows))
 

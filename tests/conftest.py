@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a small prepared dataset, and the real data where they are."""
+"""Fixtures of several test files: a small prepared dataset, and the real data if there."""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ def _toy(*rules: Any, split: Any = "train", limit: int = 5) -> Dynamics:
     return Dynamics(TOY, split=split, rules=rules, limit=limit)
 
 
-def _play(dynamics: Dynamics, items: list[int], user: int = 0) -> list[tuple[float, bool, bool, str]]:
+def _play(
+    dynamics: Dynamics, items: list[int], user: int = 0
+) -> list[tuple[float, bool, bool, str]]:
     state = dynamics.allocate(1)
     dynamics.initial(state, np.zeros(1, int), np.array([user]))
     result = []
@@ -152,7 +154,9 @@ def test_a_rule_that_answers_wrongly_is_told(answer: Any) -> None:
             del context
             return answer
 
-    with pytest.raises(DataError, match=r"rule 'wrong' gave .* one bool for each of the 1 sessions"):
+    with pytest.raises(
+        DataError, match=r"rule 'wrong' gave .* one bool for each of the 1 sessions"
+    ):
         _play(_toy(Wrong()), [0])
 
 
@@ -192,7 +196,9 @@ def test_an_observation_by_hand() -> None:
     layout = dynamics.layout
     assert layout.size == len(observation) == 1 + 6 + 3 + 1
     assert observation[layout.tracker].tolist() == [sum(i + 1 for i in (*HISTORIES[1], 0, 2, 3))]
-    np.testing.assert_allclose(dynamics.item_context.user_basis @ observation[layout.user], REWARDS[1])
+    np.testing.assert_allclose(
+        dynamics.item_context.user_basis @ observation[layout.user], REWARDS[1]
+    )
     assert observation[layout.categories].tolist() == [0.25, 0.25, 0.25]  # items 2 and 3
     assert observation[layout.step].tolist() == [np.float32(0.6)]
     assert layout.count_scale == 4.0
@@ -266,7 +272,9 @@ def test_a_state_as_arrays_comes_back() -> None:
     np.testing.assert_array_equal(dynamics.reward_table(again), dynamics.reward_table(state))
     for mine, theirs in zip(state.histories, again.histories, strict=True):
         assert (mine is None) == (theirs is None)
-        np.testing.assert_array_equal(() if mine is None else mine, () if theirs is None else theirs)
+        np.testing.assert_array_equal(
+            () if mine is None else mine, () if theirs is None else theirs
+        )
 
 
 def test_a_replay_is_cut_where_a_rule_or_the_limit_ends_it() -> None:

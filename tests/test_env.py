@@ -1,4 +1,4 @@
-"""The environment of one session: its contract with Gymnasium and Stable-Baselines3, and its texts."""
+"""The environment of one session: its contract with Gymnasium and Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def _flat(observation: Any) -> Any:
     return observation
 
 
+@pytest.mark.filterwarnings("ignore:.*(infinity|alternative render modes)")
 @pytest.mark.parametrize("mode", MODES)
 def test_gymnasium_and_stable_baselines_accept_it(prepared: Prepared, mode: Any) -> None:
     env = RecEnv(prepared, obs_mode=mode, render_mode="ansi", limit=6)
@@ -56,7 +57,7 @@ def test_the_same_seed_gives_the_same_rollout(prepared: Prepared, mode: Any) -> 
     first, again, other = rollout(5), rollout(5), rollout(6)
     for mine, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert first[1::2][0] != other[1::2][0] or len(first) != len(other)
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=False))
 
 
 def test_users_are_drawn_uniformly() -> None:
@@ -209,7 +210,9 @@ def test_a_step_needs_a_running_session() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_replay_equals_stepping_and_leaves_the_session_alone(prepared: Prepared, mode: Any) -> None:
+def test_a_replay_equals_stepping_and_leaves_the_session_alone(
+    prepared: Prepared, mode: Any
+) -> None:
     env = RecEnv(prepared, obs_mode=mode, window=6, max_repeats=3, limit=7, split="test")
     env.reset(seed=1)
     env.step(11)
@@ -221,7 +224,9 @@ def test_a_replay_equals_stepping_and_leaves_the_session_alone(prepared: Prepare
         observation, info = other.reset(options=start)
         for t in range(len(trajectory)):
             np.testing.assert_allclose(_flat(observation), trajectory.observations[t], atol=1e-5)
-            np.testing.assert_array_equal(np.packbits(info["action_mask"]), trajectory.action_masks[t])
+            np.testing.assert_array_equal(
+                np.packbits(info["action_mask"]), trajectory.action_masks[t]
+            )
             observation, reward, terminated, truncated, info = other.step(actions[t])
             np.testing.assert_allclose(reward, trajectory.rewards[t], atol=1e-5)
         np.testing.assert_allclose(_flat(observation), trajectory.observations[-1], atol=1e-5)
@@ -267,7 +272,7 @@ def test_the_session_as_a_table() -> None:
 
 
 def test_stable_baselines_sees_how_sessions_end() -> None:
-    """A truncation bootstraps there, a termination does not; both hand over the last observation."""
+    """A truncation bootstraps there, a termination does not."""
 
     def make() -> Any:
         return Monitor(_toy(termination="none", limit=2), info_keywords=("ended_by",))

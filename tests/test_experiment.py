@@ -27,6 +27,7 @@ from recsim_env.planners import rule_aware, run_episodes
 TINY = ExperimentConfig(
     options={"n_users": 60, "n_items": 40, "seed": 3},
     algorithms=("A2C", "ILRec"),
+    seeds=(0,),
     settings={"ILRec": {"warm_start_steps": 2, "discriminator_steps": 1, "batch_size": 16}},
     steps=80,
     demonstrations=10,

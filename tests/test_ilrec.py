@@ -47,7 +47,7 @@ def _weights(model: DiscreteSAC) -> th.Tensor:
     return th.cat([p.detach().flatten() for p in model.policy.parameters()])
 
 
-# -- the interface ----------------------------------------------------------------------------------
+# -- the interface --------------------------------------------------------------------------------
 
 
 def test_a_bare_environment_becomes_many_sessions(env: RecEnv) -> None:
@@ -79,7 +79,9 @@ def test_it_learns_predicts_saves_and_loads(
     assert list(tmp_path.iterdir()) == [tmp_path / "model.zip"], "nothing half-written is left"
 
 
-@pytest.mark.parametrize(("mode", "policy"), [("dict", "MultiInputPolicy"), ("sequence", "MlpPolicy")])
+@pytest.mark.parametrize(
+    ("mode", "policy"), [("dict", "MultiInputPolicy"), ("sequence", "MlpPolicy")]
+)
 def test_other_observations(dynamics: Dynamics, mode: Any, policy: str) -> None:
     env = RecEnv(dynamics=dynamics, obs_mode=mode)
     model = ILRec(policy, env, **WARM).learn(100)
@@ -191,7 +193,7 @@ def test_bad_arguments(env: RecEnv, options: dict[str, Any], message: str) -> No
         ILRec("MlpPolicy", env, **{**WARM, **options})
 
 
-# -- demonstrations ---------------------------------------------------------------------------------
+# -- demonstrations -------------------------------------------------------------------------------
 
 
 def test_demonstrations_from_a_list_a_file_or_the_environment(
@@ -214,7 +216,7 @@ def test_without_demonstrations_it_says_so(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_demonstrations_of_another_environment_are_refused(
-    env: RecEnv, trajectories: list[Trajectory]
+    trajectories: list[Trajectory],
 ) -> None:
     model = ILRec("MlpPolicy", "CartPole-v1", demonstrations=trajectories, **WARM)
     with pytest.raises(ValueError, match="the environment gives 4"):
@@ -269,7 +271,7 @@ def test_imitation_decays_to_nothing(env: RecEnv) -> None:
     assert model._demonstration_batch(32) is None
 
 
-# -- going on as if never stopped -------------------------------------------------------------------
+# -- going on as if never stopped -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algorithm", [DiscreteSAC, ILRec])
@@ -310,7 +312,7 @@ def test_a_small_file_predicts_and_a_failed_save_leaves_the_old_one(
     model.save(path)
     assert path.stat().st_size > small
     content = path.read_bytes()
-    
+
     def full(*_: Any) -> None:
         raise OSError("disk full")
 
@@ -321,7 +323,7 @@ def test_a_small_file_predicts_and_a_failed_save_leaves_the_old_one(
     assert [p.name for p in tmp_path.iterdir()] == ["model.zip"]
 
 
-# -- learning ---------------------------------------------------------------------------------------
+# -- learning -------------------------------------------------------------------------------------
 
 
 class Bandit(gym.Env[np.ndarray, np.int64]):
@@ -332,7 +334,7 @@ class Bandit(gym.Env[np.ndarray, np.int64]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """Starts ten rounds."""
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         self.left = 10
         return self._show(), {}
 
@@ -360,14 +362,20 @@ def test_it_beats_random_and_its_demonstrations_on_the_simulator(dynamics: Dynam
     demonstrations = dynamics.replay(explore(dynamics, 60, seed=2))
     own = np.mean([t.rewards.sum() for t in demonstrations])
     model = ILRec(
-        "MlpPolicy", RecEnv(dynamics=dynamics), demonstrations=demonstrations, seed=1, device="cpu",
-        warm_start_steps=150, batch_size=64, updates_per_step=1 / 8,
+        "MlpPolicy",
+        RecEnv(dynamics=dynamics),
+        demonstrations=demonstrations,
+        seed=1,
+        device="cpu",
+        warm_start_steps=150,
+        batch_size=64,
+        updates_per_step=1 / 8,
     ).learn(3_000)
 
     def act(_: Dynamics, state: Any, __: Any) -> np.ndarray:
-        return model.predict(
-            dynamics.observe(state), deterministic=True, action_masks=state.mask
-        )[0]
+        return model.predict(dynamics.observe(state), deterministic=True, action_masks=state.mask)[
+            0
+        ]
 
     learned = run_episodes(dynamics, act, 100, seed=0).returns.mean()
     floor = run_episodes(dynamics, random_policy, 100, seed=0).returns.mean()

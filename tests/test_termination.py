@@ -1,4 +1,4 @@
-"""Session-end rules against sessions written by hand, and window counts against a slow reference."""
+"""Session-end rules against sessions by hand, window counts against a slow reference."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ def test_window_counts_against_a_slow_reference(
     expected = np.zeros((len(sessions), 3))
     for row, session in enumerate(sessions):
         t = len(session)
-        seen = Counter(name for item in session[max(0, t - window) : t] for name in CATEGORIES[item])
+        seen = Counter(
+            name for item in session[max(0, t - window) : t] for name in CATEGORIES[item]
+        )
         expected[row] = [seen[name] for name in NAMES]
     np.testing.assert_array_equal(window_counts(shown, steps, window, MULTI_HOT), expected)
 

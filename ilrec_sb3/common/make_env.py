@@ -22,8 +22,9 @@ _TRANSPARENT = (OrderEnforcing, PassiveEnvChecker)
 def as_vec_env(env: Any, n_sessions: int | None = 16) -> Any:
     """Turns recommender environments into batched ones; leaves everything else as it is.
 
-    A single `RecEnv` as `gymnasium.make` gives it (no further wrapper) becomes ``n_sessions`` sessions of the same
-    simulation, which train many times faster in one process; one with wrappers of the user's stays single.
+    A single `RecEnv` as `gymnasium.make` gives it (no further wrapper) becomes ``n_sessions``
+    sessions of the same simulation, which train many times faster in one process; one with wrappers
+    of the user's stays single.
 
     Args:
         env: An id, a Gymnasium environment, a `RecVectorEnv`, or a Stable-Baselines3 VecEnv.

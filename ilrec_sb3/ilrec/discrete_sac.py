@@ -64,7 +64,8 @@ class Batch(NamedTuple):
         masks: (B, n) bool or None.
         next_masks: (B, n) bool or None.
         n_demonstrations: How many rows are demonstrated.
-        returns: (B,) returns that followed, to be the critics' targets instead of eq. 23's; None bootstraps.
+        returns: (B,) returns that followed, to be the critics' targets instead of eq. 23's; None
+            bootstraps.
     """
 
     observations: th.Tensor
@@ -82,25 +83,28 @@ class Batch(NamedTuple):
 class DiscreteSAC(OffPolicyAlgorithm):
     """Soft actor-critic for discrete actions, with exact expectations over the actions.
 
-    Paper: Christodoulou, Soft Actor-Critic for Discrete Action Settings (2019), arXiv 1910.07207. Expectations over
-    actions are exact sums, actions may be masked (as in sb3-contrib's MaskablePPO), and recommender environments get
-    item-feature heads (`ilrec_sb3.ilrec.heads`).
+    Paper: Christodoulou, Soft Actor-Critic for Discrete Action Settings (2019), arXiv 1910.07207.
+    Expectations over actions are exact sums, actions may be masked (as in sb3-contrib's
+    MaskablePPO), and recommender environments get item-feature heads (`ilrec_sb3.ilrec.heads`).
 
     Args:
         policy: ``"MlpPolicy"``, ``"MultiInputPolicy"``, or a policy class.
-        env: An environment with discrete actions. A bare `RecEnv` is expanded to ``n_sessions`` parallel ones.
+        env: An environment with discrete actions. A bare `RecEnv` is expanded to ``n_sessions``
+            parallel ones.
         learning_rate: Of Adam, for actor and critics; or a schedule.
         buffer_size: Transitions kept.
-        learning_starts: Env steps before the first gradient step, played at random among what the masks allow.
+        learning_starts: Env steps before the first gradient step, played at random among what the
+            masks allow.
         batch_size: Transitions from the replay buffer in a gradient step.
         tau: Share of the critics that the targets take over at each gradient step.
         gamma: Discount factor.
         train_freq: Vector steps between trainings.
-        updates_per_step: Gradient steps per env step (of one session). Raising it learns more from each step and
-            takes longer: usual 1/32 to 1.
+        updates_per_step: Gradient steps per env step (of one session). Raising it learns more from
+            each step and takes longer. Usual: 1/64 to 1; small problems want more than large catalogues.
         n_steps: Rewards summed before the critics' target bootstraps. Usual: 1 to 5.
-        ent_coef: alpha_ent in units of reward per nat; ``"auto"`` (or ``"auto_0.5"``, with its first value) learns
-            it so that the policy keeps ``target_entropy`` of the entropy that its allowed actions make possible.
+        ent_coef: alpha_ent in units of reward per nat; ``"auto"`` (or ``"auto_0.5"``, with its
+            first value) learns it so that the policy keeps ``target_entropy`` of the entropy that
+            its allowed actions make possible.
         target_entropy: That share, in (0, 1).
         max_grad_norm: Gradients are scaled down to this norm.
         n_sessions: Sessions that a single `RecEnv` is expanded to; None keeps it single.
@@ -117,8 +121,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         "MlpPolicy": MlpPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: ILRecPolicy  # type: ignore[assignment]
-    replay_buffer: MaskedReplayBuffer | None  # type: ignore[assignment]
+    policy: ILRecPolicy
+    replay_buffer: MaskedReplayBuffer | None
 
     def __init__(
         self,
@@ -128,10 +132,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
         buffer_size: int = 200_000,
         learning_starts: int = 1_000,
         batch_size: int = 256,
-        tau: float = 0.02,
+        tau: float = 0.03,
         gamma: float = 0.99,
         train_freq: int = 1,
-        updates_per_step: float = 1 / 16,
+        updates_per_step: float = 1 / 32,
         n_steps: int = 1,
         ent_coef: float | str = "auto_0.5",
         target_entropy: float = 0.3,
@@ -171,7 +175,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         )
         if updates_per_step <= 0:
             raise ValueError(
-                f"updates_per_step={updates_per_step} came; expected a number above 0: 1/16 is usual."
+                f"updates_per_step={updates_per_step} came; expected a number above 0: "
+                "1/32 is the default."
             )
         if not 0 < target_entropy < 1:
             raise ValueError(
@@ -356,7 +361,11 @@ class DiscreteSAC(OffPolicyAlgorithm):
         for row in np.flatnonzero(dones):
             last = infos[row].get("terminal_observation")
             if last is not None:
-                batch = {k: v[None] for k, v in last.items()} if flat.is_dict else np.asarray(last)[None]
+                batch = (
+                    {k: v[None] for k, v in last.items()}
+                    if flat.is_dict
+                    else np.asarray(last)[None]
+                )
                 next_obs[row] = flat.flatten(batch)[0]
             if "action_mask" in infos[row]:
                 infos[row].setdefault("terminal_action_mask", infos[row]["action_mask"])
@@ -390,8 +399,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         """Makes the gradient steps that the collected env steps allow.
 
         Args:
-            gradient_steps: Env steps collected since the last call; times ``updates_per_step`` they are gradient
-                steps (a rest is carried over).
+            gradient_steps: Env steps collected since the last call; times ``updates_per_step`` they
+                are gradient steps (a rest is carried over).
             batch_size: Transitions from the replay buffer in each.
         """
         self._owed_updates += gradient_steps * self.updates_per_step
@@ -570,8 +579,9 @@ class DiscreteSAC(OffPolicyAlgorithm):
             path: Where to; ``.zip`` is added as in Stable-Baselines3.
             exclude: As in Stable-Baselines3.
             include: As in Stable-Baselines3.
-            training_state: Whether replay buffer, random states and running sessions go in too, so that training
-                can go on as if it had never stopped; without them the file is small and enough to predict.
+            training_state: Whether replay buffer, random states and running sessions go in too, so
+                that training can go on as if it had never stopped; without them the file is small
+                and enough to predict.
         """
         content = io.BytesIO()
         super().save(content, exclude, include)
@@ -594,7 +604,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         device: th.device | str = "auto",
         **kwargs: Any,
     ) -> SelfDiscreteSAC:
-        """Loads a model; with the training state that it was saved with, and ``env``, training can go on.
+        """Loads a model; with ``env`` and a saved training state, training can go on.
 
         Args:
             path: As in `save`.
@@ -637,7 +647,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         n_envs = stored["observations"].shape[1]
         if n_envs != self.n_envs:
             logger.warning(
-                "The model was trained on %d sessions at a time and %d came: its replay buffer stays behind.",
+                "The model was trained on %d sessions at a time and %d came: "
+                "its replay buffer stays behind.",
                 n_envs,
                 self.n_envs,
             )

@@ -1,17 +1,20 @@
 """Networks that score actions: plain ones, and ones that know items by their features.
 
-Over a catalogue of thousands a one-hot head learns next to nothing. An item scorer scores item a in state s as
+Over a catalogue of thousands a one-hot head learns next to nothing. An item scorer scores item a in
+state s as
 
     f(s) . g(a) + b(a) + c(s) r(s, a) + T(s)[k(s, a)]
 
-with g a linear map of the item's features, r(s, a) the reward that the train world model predicts, and k(s, a) the
-largest count, in the window of the session-end rule, among the categories of a. The last two terms are the
-state-item cross features. They say nothing about the rule (where it bites is learned, one number of T for each
-count), but they put what it depends on within reach. Both follow from the observation, so they exist for replayed
-states too, and are shared by the actor and all critics.
+with g a linear map of the item's features, r(s, a) the reward that the train world model predicts,
+and k(s, a) the largest count, in the window of the session-end rule, among the categories of a. The
+last two terms are the state-item cross features. They say nothing about the rule (where it bites is
+learned, one number of T for each count), but they put what it depends on within reach. Both follow
+from the observation, so they exist for replayed states too, and are shared by the actor and all
+critics.
 
-r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first and the third term
-are one matrix product; and the expectation of the score over a policy needs no matrix of scores at all:
+r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first
+and the third term are one matrix product; and the expectation of the score over a policy needs no
+matrix of scores at all:
 
     E_a[score] = [f(s), c(s) u(s), c(s)] . E_a[g(a), v(a), o(a)] + E_a[b(a)] + sum_k T(s)[k] P(k)
 """
@@ -90,14 +93,15 @@ class CrossNet(nn.Module):
         return flat * self.input_scale
 
     def user(self, flat: th.Tensor) -> th.Tensor:
-        """Returns (B, K + 1) user vectors and a 1, so that r(s, a) is a product with ``reward_items``."""
+        """Returns (B, K + 1) user vectors and a 1; with ``reward_items`` they give r(s, a)."""
         part = flat[:, self.layout.user]
         return th.cat([part, th.ones_like(part[:, :1])], dim=1)
 
     def forward(self, flat: th.Tensor) -> th.Tensor:
         """Returns (B, n) int64, the largest count in the window among each item's categories.
 
-        The largest exponent of a sum of powers is read off its logarithm, as long as the base exceeds the number
+        The largest exponent of a sum of powers is read off its logarithm, as long as the base
+        exceeds the number
         of terms: one matrix product instead of one for each count.
 
         Args:
@@ -164,7 +168,7 @@ class ItemScorer(nn.Module):
         self.item = nn.Linear(cross.features.shape[1], dim + 1)  # g(a), b(a)
         with th.no_grad():
             for head in self.heads:
-                head[-1].weight *= 0.1  # type: ignore[index]
+                head[-1].weight *= 0.01  # type: ignore[index]
                 head[-1].bias.zero_()  # type: ignore[index]
             self.item.weight[-1] *= 0.1
             self.item.bias.zero_()
@@ -187,8 +191,10 @@ class ItemScorer(nn.Module):
             result.append(Coefficients(weights, self.scale * table))
         return result
 
-    def columns(self, cross: CrossNet, items: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
-        """Returns the items' columns (m, D + K + 1) and biases (m,), of all items or the given (m,)."""
+    def columns(
+        self, cross: CrossNet, items: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Returns columns (m, D + K + 1) and biases (m,) of all items, or of the given (m,)."""
         features, rewards = cross.features, cross.reward_items
         if items is not None:
             features, rewards = features[items], rewards[items]
@@ -203,7 +209,7 @@ class ItemScorer(nn.Module):
     def pairs(
         self, heads: Sequence[Coefficients], counts: th.Tensor, items: th.Tensor, cross: CrossNet
     ) -> list[th.Tensor]:
-        """Returns for each head the (B,) scores of one item for each state; counts and items are (B, 1)."""
+        """Returns for each head (B,) scores of one item a state; counts and items are (B, 1)."""
         columns, bias = self.columns(cross, items[:, 0])
         return [
             (head.weights * columns).sum(1) + bias + head.table.gather(1, counts)[:, 0]
@@ -213,7 +219,7 @@ class ItemScorer(nn.Module):
     def expected(
         self, heads: Sequence[Coefficients], probs: th.Tensor, counts: th.Tensor, cross: CrossNet
     ) -> th.Tensor:
-        """Returns (n_heads, B) expected scores under (B, n) probabilities, without a matrix of scores."""
+        """Returns (n_heads, B) expected scores under (B, n) probabilities."""
         columns, bias = self.columns(cross)
         mean = probs @ th.cat([columns, bias[:, None]], dim=1)
         mass = probs.new_zeros(len(probs), N_COUNTS).scatter_add_(1, counts, probs)

@@ -14,13 +14,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from tqdm import tqdm
 
 from ilrec_sb3.common.buffers import DemonstrationBuffer, DemonstrationSamples
+from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, prefixed, unprefixed
 from ilrec_sb3.ilrec.discriminator import (
     DiscriminatorConfig,
     DiscriminatorTrainer,
     ItemRewardNet,
     StateActions,
 )
-from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, prefixed, unprefixed
 from ilrec_sb3.ilrec.policies import ILRecPolicy
 from ilrec_sb3.ilrec.weighting import (
     WeightStatistics,
@@ -45,39 +45,43 @@ logger = logging.getLogger(__name__)
 class ILRec(DiscreteSAC):
     """Learns from weighted demonstrations and goes beyond them in the simulator.
 
-    Paper: Zhang et al., Beyond Static LLM Policies: Imitation-Enhanced Reinforcement Learning for Recommendation
-    (2025), arXiv 2510.13229, section IV-B and IV-C, equations 13 to 23.
+    Paper: Zhang et al., Beyond Static LLM Policies: Imitation-Enhanced Reinforcement Learning for
+    Recommendation (2025), arXiv 2510.13229, section IV-B and IV-C, equations 13 to 23.
 
-    Before the first env step, demonstrations are weighted by their advantage (eq. 15 to 17) and by a discriminator
-    that tells them from the policy's own actions (eq. 13, 18, 19), and the policy and the critics learn from them
-    alone. Then `DiscreteSAC` learns in the environment; a share of each batch is demonstrated transitions drawn in
-    proportion to their weights (eq. 23), the imitation loss (eq. 20) is added with a factor that decays, and the
-    discriminator is retrained and the weights are computed anew from time to time.
+    Before the first env step, demonstrations are weighted by their advantage (eq. 15 to 17) and by
+    a discriminator that tells them from the policy's own actions (eq. 13, 18, 19), and the policy
+    and the critics learn from them alone. Then `DiscreteSAC` learns in the environment; a share of
+    each batch is demonstrated transitions drawn in proportion to their weights (eq. 23), the
+    imitation loss (eq. 20) is added with a factor that decays, and the discriminator is retrained
+    and the weights are computed anew from time to time.
 
     Where this differs from the print:
 
-    - Eq. 13 lacks its first minus; eq. 21 subtracts the entropy. Both signs are as they must be here (see
-      `ilrec_sb3.ilrec.discriminator` and `ilrec_sb3.ilrec.losses`).
-    - The log-probability of the current policy is part of the discriminator's logit, as in adversarial inverse RL
-      (Fu et al., 2018), so that at its optimum f is a reward and not a density ratio.
-    - lambda_imit decays to 0 over ``imitation_steps``: demonstrations are good, not optimal, and a constant factor
-      holds the policy back once it is better than they are.
+    - Eq. 13 lacks its first minus; eq. 21 subtracts the entropy. Both signs are as they must be
+      here (see `ilrec_sb3.ilrec.discriminator` and `ilrec_sb3.ilrec.losses`).
+    - The log-probability of the current policy is part of the discriminator's logit, as in
+      adversarial inverse RL (Fu et al., 2018), so that at its optimum f is a reward and not a
+      density ratio.
+    - lambda_imit decays to 0 over ``imitation_steps``: demonstrations are good, not optimal, and a
+      constant factor holds the policy back once it is better than they are.
 
     Args:
         policy: As in `DiscreteSAC`.
         env: As in `DiscreteSAC`.
-        demonstrations: Trajectories with observations of this environment, the path of a trajectory file, or None:
-            then those that the environment's prepared dataset carries (recorded sessions of a language model, or the
-            package's scripted explorer). Without any, this is `DiscreteSAC`.
-        imitation_coef: lambda_imit (eq. 22), in units of reward per nat. Raising it holds the policy closer to the
-            demonstrations. The paper tries 0.1 to 2.
+        demonstrations: Trajectories with observations of this environment, the path of a trajectory
+            file, or None, which takes those that the environment's prepared dataset carries
+            (recorded sessions of a language model, or the package's scripted explorer). Without
+            any, this is `DiscreteSAC`.
+        imitation_coef: lambda_imit (eq. 22), in units of reward per nat. Raising it holds the
+            policy closer to the demonstrations. The paper tries 0.1 to 2.
         imitation_steps: Env steps over which lambda_imit falls linearly to 0; None keeps it.
-        demonstration_share: Demonstrated transitions in a gradient step, as a share of ``batch_size``; it decays with
-            lambda_imit.
+        demonstration_share: Demonstrated transitions in a gradient step, as a share of
+            ``batch_size``; it decays with lambda_imit.
         warm_start_steps: Gradient steps on the demonstrations before the first env step.
-        beta: Temperature of w_env (eq. 17), in units of reward. Raising it weights demonstrations more alike. The
-            paper tries 0.1 to 10.
-        alpha: Share of w_env in the weight (eq. 19), the rest is w_IRL's. The paper tries 0.25 to 0.75.
+        beta: Temperature of w_env (eq. 17), in units of reward. Raising it weights demonstrations
+            more alike. The paper tries 0.1 to 10.
+        alpha: Share of w_env in the weight (eq. 19), the rest is w_IRL's. The paper tries 0.25 to
+            0.75.
         irl_gamma: Exponent of w_IRL (eq. 18): how far the discriminator is trusted.
         weight_bounds: Weights are clipped to these after being brought to mean 1.
         discriminator_every: Env steps between retrainings of the discriminator.
@@ -96,7 +100,7 @@ class ILRec(DiscreteSAC):
         imitation_coef: float = 0.5,
         imitation_steps: int | None = 20_000,
         demonstration_share: float = 0.25,
-        warm_start_steps: int = 500,
+        warm_start_steps: int = 300,
         beta: float = 10.0,
         alpha: float = 0.5,
         irl_gamma: float = 1.0,
@@ -183,15 +187,16 @@ class ILRec(DiscreteSAC):
         trajectories = self._find_demonstrations()
         if not trajectories:
             logger.warning(
-                "No demonstrations came and the environment carries none: ILRec learns as DiscreteSAC does."
+                "No demonstrations came and the environment carries none: "
+                "ILRec learns as DiscreteSAC does."
             )
             return
         size = self.policy.flat.size
         found = {t.observations.shape[1] for t in trajectories}
         if found != {size}:
             raise ValueError(
-                f"Demonstrations with observations of {sorted(found)} numbers came, the environment "
-                f"gives {size}: replay them in this environment."
+                f"Demonstrations with observations of {sorted(found)} numbers came, the "
+                f"environment gives {size}: replay them in this environment."
             )
         buffer = DemonstrationBuffer(
             trajectories, self.gamma, device=self.device, n_steps=self.n_step_returns
@@ -206,7 +211,7 @@ class ILRec(DiscreteSAC):
         )
         self._log_env = log_env_weight(advantage(returns, fit.values), self.beta)
         logger.info(
-            "%d demonstrated steps of %d sessions; V_demo explains %.0f %% of their returns' variance.",
+            "%d demonstrated steps of %d sessions; V_demo explains %.0f %% of their variance.",
             len(buffer),
             len(trajectories),
             100 * (1 - fit.error / max(fit.constant_error, 1e-12)),
@@ -253,11 +258,12 @@ class ILRec(DiscreteSAC):
         """Retrains the discriminator (eq. 13) and computes the weights anew (eq. 18, 19).
 
         Args:
-            from_policy: Whether the policy's pairs come from its own sessions (the replay buffer); else its actions
-                are drawn in demonstrated states.
+            from_policy: Whether the policy's pairs come from its own sessions (the replay buffer);
+                else its actions are drawn in demonstrated states.
         """
         buffer, trainer = self.demonstration_buffer, self.discriminator
-        assert buffer is not None and trainer is not None
+        assert buffer is not None
+        assert trainer is not None
         stats: dict[str, list[float]] = {}
         for _ in range(self.discriminator_steps):
             expert = buffer.sample(self.batch_size, self.rng, weighted=False)
@@ -291,7 +297,8 @@ class ILRec(DiscreteSAC):
 
     def _policy_pairs(self, from_policy: bool) -> StateActions:
         """Returns pairs of the current policy."""
-        assert self.demonstration_buffer is not None and self.replay_buffer is not None
+        assert self.demonstration_buffer is not None
+        assert self.replay_buffer is not None
         if from_policy:
             samples: Any = self.replay_buffer.sample(self.batch_size)
         else:
@@ -304,7 +311,8 @@ class ILRec(DiscreteSAC):
     def _demonstration_logits(self, chunk: int = 1024) -> th.Tensor:
         """Returns (N,) the discriminator's logits of all demonstrated steps."""
         buffer, trainer = self.demonstration_buffer, self.discriminator
-        assert buffer is not None and trainer is not None
+        assert buffer is not None
+        assert trainer is not None
         logits = []
         for start in range(0, len(buffer), chunk):
             samples = buffer.at(np.arange(start, min(start + chunk, len(buffer))))
@@ -316,9 +324,10 @@ class ILRec(DiscreteSAC):
     # -- warm start --------------------------------------------------------------------------------
 
     def _warm_start(self, progress: bool = False) -> None:
-        """Weighted imitation, and critics on the demonstrations' returns, before the first env step.
+        """Imitates, and fits the critics to the demonstrations' returns, before the first step.
 
-        Bootstrapping is of no use here: values of actions that nobody demonstrated would feed on themselves.
+        Bootstrapping is of no use here: values of actions that nobody demonstrated would feed on
+        themselves.
         """
         buffer = self.demonstration_buffer
         assert buffer is not None

@@ -56,7 +56,7 @@ class _Network(nn.Module):
     def features(self, flat: th.Tensor) -> th.Tensor:
         """Returns (B, features_dim) of (B, d) flat observations."""
         observed = preprocess_obs(
-            self.flat.unflatten(flat),  # type: ignore[arg-type]
+            self.flat.unflatten(flat),
             self.space,
             normalize_images=self.normalize_images,
         )
@@ -67,8 +67,9 @@ class _Network(nn.Module):
 class ILRecPolicy(BasePolicy):
     """Actor, critics and target critics over discrete actions.
 
-    Where the environment says what its items are (``item_context``), scores come from item features and state-item
-    cross features (see `ilrec_sb3.ilrec.heads`); elsewhere from plain heads with one output for each action.
+    Where the environment says what its items are (``item_context``), scores come from item features
+    and state-item cross features (see `ilrec_sb3.ilrec.heads`); elsewhere from plain heads with one
+    output for each action.
 
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of such.
@@ -80,7 +81,8 @@ class ILRecPolicy(BasePolicy):
         item_context: What the environment says about its items; the algorithm fills it in.
         use_item_heads: False takes plain heads even where the items are known.
         item_dim: Width of the product of state and item.
-        value_scale: Usual size of a return, in units of reward; the critics' outputs are multiplied by it.
+        value_scale: Usual size of a return, in units of reward; the critics' outputs are multiplied
+            by it.
         features_extractor_class: As in Stable-Baselines3.
         features_extractor_kwargs: As in Stable-Baselines3.
         normalize_images: As in Stable-Baselines3.
@@ -213,7 +215,8 @@ class ILRecPolicy(BasePolicy):
         return scorer.scores(heads[0], counts, self.cross)
 
     def _heads(self, network: _Network, flat: th.Tensor) -> list[Coefficients]:
-        assert self.cross is not None and isinstance(network.scorer, ItemScorer)
+        assert self.cross is not None
+        assert isinstance(network.scorer, ItemScorer)
         features = network.features(self.cross.scaled(flat))
         return network.scorer.coefficients(features, flat, self.cross)
 
@@ -243,7 +246,7 @@ class ILRecPolicy(BasePolicy):
     def q_values(
         self, flat: th.Tensor, probs: th.Tensor, counts: th.Tensor | None = None
     ) -> th.Tensor:
-        """Returns (B, n) values of all actions by the critic that thinks least of the policy in each state.
+        """Returns (B, n) values of all actions by the most pessimistic critic of each state.
 
         Args:
             flat: (B, d) flat observations.
@@ -301,7 +304,7 @@ class ILRecPolicy(BasePolicy):
         noise = -th.empty_like(log_probs).exponential_().log()
         return (log_probs + noise).argmax(dim=1)
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,

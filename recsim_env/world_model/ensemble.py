@@ -21,6 +21,7 @@ from tqdm import tqdm
 from recsim_env.artefacts import write_folder
 from recsim_env.datasets.dataset import Dataset
 from recsim_env.errors import ArtefactError, DataError
+from recsim_env.threads import one_thread
 from recsim_env.world_model.biases import Biases
 from recsim_env.world_model.deepfm import DeepFM, Half
 
@@ -234,7 +235,8 @@ class WorldModel:
             network.user_first[:-1] = torch.from_numpy(biases.users).float()[:, None]
             network.item_first[:] = torch.from_numpy(biases.items).float()[:, None]
         trainer = _Trainer(network, config, data, histories_UL, features, biases, fit, generator)
-        epochs = trainer.run(fit, validation, rng, progress)
+        with one_thread():
+            epochs = trainer.run(fit, validation, rng, progress)
         held_out = card if len(card) else validation
         model = cls(network, config, histories_UL, features)
         model.variance_fit = model._calibrate(data.take(validation))
