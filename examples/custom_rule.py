@@ -32,7 +32,7 @@ env = gym.make(
     render_mode="ansi",
     options={"n_users": 100, "n_items": 60},
 )
-model = ILRec("MlpPolicy", env, warm_start_steps=100, seed=0).learn(1_500)
+model = ILRec("MlpPolicy", env, warm_start_steps=50, seed=0).learn(1_200)
 
 observation, _ = env.reset(seed=0)
 over = False

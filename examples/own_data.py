@@ -49,7 +49,7 @@ print(dataset.table())
 save_custom(dataset, cache=folder)
 prepared = prepare("books", cache=folder, progress=False)
 env = gym.make("IlRecCustom-v0", dataset="books", cache=folder, window=10, max_repeats=4)
-model = ILRec("MlpPolicy", env, warm_start_steps=100, seed=0).learn(1_000)
+model = ILRec("MlpPolicy", env, warm_start_steps=50, seed=0).learn(500)
 
 observation, _ = env.reset(seed=0, options={"history": [3, 14, 15]})  # a new reader, by history
 action, _ = model.predict(

@@ -7,7 +7,7 @@ from ilrec_sb3 import ILRec
 
 # a small catalogue, so that this takes seconds; leave `options` out for the usual one
 env = gym.make("IlRecSynthetic-v0", render_mode="ansi", options={"n_users": 100, "n_items": 60})
-model = ILRec("MlpPolicy", env, warm_start_steps=150, seed=0).learn(2_000)
+model = ILRec("MlpPolicy", env, warm_start_steps=100, seed=0).learn(1_500)
 
 observation, _ = env.reset(seed=1)
 over = False

@@ -14,7 +14,7 @@ test = Dynamics(prepared, split="test", rules=make_rules())
 
 env = RecVecEnv(RecVectorEnv(64, dynamics=train))
 model = MaskablePPO("MlpPolicy", env, n_steps=32, batch_size=256, seed=0, device="cpu")
-model.learn(10_000)
+model.learn(6_000)
 
 # evaluated on the other world model, which was fitted on other interactions
 for name, policy in (("random", random_policy), ("MaskablePPO", as_planner(model, test))):

@@ -89,7 +89,9 @@ def table_markdown(rows: Sequence[Row], title: str) -> str:
 
 
 def _caption(rows: Sequence[Row], title: str) -> str:
-    episodes = max(row.summary.episodes for row in rows)
+    counts = {row.policy: row.summary.episodes for row in rows}
+    shown = counts.pop("demonstrations", None)
+    episodes = max(counts.values())
     seeds = max(row.summary.seeds for row in rows)
     interval = "the interval is the 95 % bootstrap interval of the mean return over sessions"
     if seeds > 1:
@@ -97,15 +99,16 @@ def _caption(rows: Sequence[Row], title: str) -> str:
             f"of the {seeds} trainings of each algorithm the median is given, and in place of the "
             f"interval the lowest and the highest mean return; for the others {interval}"
         )
-    policies = {row.policy for row in rows}
-    exception = " (the demonstrations: their own users)" if "demonstrations" in policies else ""
+    exception = (
+        f" (the demonstrations: the {shown:,} recorded, with their own users)" if shown else ""
+    )
     times = " Steps/s and wall time: of playing."
     if any(row.trained for row in rows):
         times = " Steps/s and wall time: of training for what learns, of playing for the rest."
-    plain = [name for name in ("DQN", "A2C") if name in policies]
+    plain = [name for name in ("DQN", "A2C") if name in counts]
     unmasked = f" Without masks: {', '.join(plain)}." if plain else ""
     return (
-        f"{title}. {episodes} sessions on the test world model, the same users for every policy"
+        f"{title}. {episodes:,} sessions on the test world model, the same users for every policy"
         f"{exception}; {interval}.{times}{unmasked}"
     )
 
@@ -172,14 +175,17 @@ def _against_bars(returns: Mapping[str, float], curves: Sequence[Curve]) -> str:
         if name in returns:
             word = _compared(own, returns[name])
             text += f", {word} {name}'s {100 * (returns[name] - floor) / span:.0f} %"
-    bar = returns["demonstrations"]
-    passed = [
-        f"{name} {f'after {steps:,}' if steps else 'before its first'}"
-        for name in ("ILRec", "DiscreteSAC")
-        if (steps := _steps_to(curves, name, bar)) is not None
-    ]
-    if passed:
-        text += f"; steps until the demonstrations were passed: {', '.join(passed)}"
+    for bar, words in (
+        (returns["demonstrations"], "the demonstrations were passed"),
+        (floor + 0.9 * span, "90 % of the way"),
+    ):
+        reached = [
+            f"{name} {f'after {steps:,}' if steps else 'before its first'}"
+            for name in ("ILRec", "DiscreteSAC")
+            if (steps := _steps_to(curves, name, bar)) is not None
+        ]
+        if reached:
+            text += f"; env steps until {words}: {', '.join(reached)}"
     return f"{text}."
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import gymnasium as gym
 
+from recsim_env.datasets import Dataset
+from recsim_env.prepare import Prepared
 from recsim_env.vector_env import RecVectorEnv
 
 __all__ = ["ENVIRONMENTS", "make_vector_env", "register_envs"]
@@ -22,19 +24,26 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 
 
 def make_vector_env(
-    num_envs: int = 1, max_episode_steps: int | None = None, **kwargs: Any
+    num_envs: int = 1,
+    *,
+    dataset: str | Dataset | Prepared,
+    max_episode_steps: int | None = None,
+    **kwargs: Any,
 ) -> RecVectorEnv:
     """Makes what `gymnasium.make_vec` asks for.
 
+    Gymnasium before 1.0 hands over nothing but ``vector_kwargs``, so ``dataset`` has no default: an
+    environment of another dataset than the id says must not come of it.
+
     Args:
         num_envs: Number of sessions.
-        max_episode_steps: Gymnasium's name for ``limit``, which it takes the place of where it is
-            given.
-        kwargs: Of `RecVectorEnv`.
+        dataset: As in `RecVectorEnv`.
+        max_episode_steps: Gymnasium's name for ``limit``, which it takes the place of where given.
+        kwargs: The other arguments of `RecVectorEnv`.
     """
     if max_episode_steps is not None:
         kwargs["limit"] = max_episode_steps
-    return RecVectorEnv(num_envs, **kwargs)
+    return RecVectorEnv(num_envs, dataset, **kwargs)
 
 
 def register_envs() -> None:

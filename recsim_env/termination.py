@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,10 +240,9 @@ def make_rules(
                 f"termination={termination!r} is not known; {near_miss(termination, choices)}."
             )
         named = choices[termination]
-    elif isinstance(termination, Rule) or not isinstance(termination, Sequence):
-        named = (termination,)
     else:
-        named = tuple(termination)
+        given: Any = termination  # whatever came; each is checked below
+        named = tuple(given) if isinstance(given, Sequence) else (given,)
     for rule in named:
         if not isinstance(rule, Rule):
             raise DataError(

@@ -20,14 +20,19 @@ def test_every_example_is_listed() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(SAYS)
 
 
+@pytest.fixture(scope="module")
+def example_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("example-cache")
+
+
 @pytest.mark.parametrize("name", sorted(SAYS))
-def test_example_runs_offline(name: str, tmp_path: Path) -> None:
+def test_example_runs_offline(name: str, tmp_path: Path, example_cache: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         cwd=tmp_path,
         env={
             **os.environ,
-            "ILREC_CACHE": str(tmp_path / "cache"),
+            "ILREC_CACHE": str(example_cache),
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         },

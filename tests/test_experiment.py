@@ -80,6 +80,8 @@ def test_the_table_has_every_policy_in_order(finished: ExperimentResult) -> None
     lines = finished.table.splitlines()
     assert lines[0] == "| policy | len | per-step | return | 95 % interval | steps/s | wall time |"
     assert len([line for line in lines if line.startswith("|")]) == 9
+    assert "20 sessions on the test world model" in finished.table
+    assert "the 10 recorded" in finished.table
     assert finished.table in (finished.folder / "table.md").read_text()
 
 
@@ -220,7 +222,7 @@ def table(**returns: float) -> list[Row]:
 
 def test_findings_tell_a_win() -> None:
     curves = (
-        Curve("ILRec", 0, ((0, 30.0), (100, 50.0))),
+        Curve("ILRec", 0, ((0, 30.0), (100, 50.0), (200, 101.0))),
         Curve("DiscreteSAC", 0, ((0, 5.0), (100, 20.0), (200, 45.0))),
     )
     first, second, third = findings(
@@ -235,7 +237,8 @@ def test_findings_tell_a_win() -> None:
     )
     assert "90 % of the way from random (10.0) to the oracle (110.0)" in second
     assert "above DiscreteSAC's 70 %" in second
-    assert "ILRec after 100, DiscreteSAC after 200" in second
+    assert "demonstrations were passed: ILRec after 100, DiscreteSAC after 200;" in second
+    assert second.endswith("env steps until 90 % of the way: ILRec after 200.")
     assert "--dataset steam" in third
 
 

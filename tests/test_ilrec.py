@@ -415,6 +415,41 @@ def _cart_pole_sessions(n_sessions: int) -> list[Trajectory]:
     return result
 
 
+CART_POLE: dict[str, Any] = {
+    "batch_size": 64,
+    "updates_per_step": 0.5,
+    "n_steps": 3,
+    "learning_rate": 5e-4,
+    "tau": 0.02,
+    "policy_kwargs": {"net_arch": [64, 64], "value_scale": 50.0},
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+@pytest.mark.slow
+def test_it_learns_cart_pole_without_demonstrations() -> None:
+    model = DiscreteSAC("MlpPolicy", "CartPole-v1", learning_starts=500, **CART_POLE)
+    model.learn(4_000)
+    mean, _ = evaluate_policy(model, Monitor(gym.make("CartPole-v1")), 10)
+    assert mean > 150, "random play lasts 22 steps"
+
+
+@pytest.mark.slow
+def test_it_learns_cart_pole_with_demonstrations() -> None:
+    model = ILRec(
+        "MlpPolicy",
+        "CartPole-v1",
+        demonstrations=_cart_pole_sessions(10),
+        imitation_steps=4_000,
+        warm_start_steps=200,
+        **CART_POLE,
+    )
+    model.learn(4_000)
+    mean, _ = evaluate_policy(model, Monitor(gym.make("CartPole-v1")), 10)
+    assert mean > 300, "the scripted expert reaches 440"
+
+
 def test_another_sb3_algorithm_runs_on_the_same_environment(env: RecEnv) -> None:
     model = DQN("MlpPolicy", as_vec_env(env, 4), learning_starts=50, seed=0).learn(200)
     action, _ = model.predict(env.reset(seed=0)[0])

@@ -188,6 +188,7 @@ def test_presets_and_what_overrides_them() -> None:
     [
         (lambda: make_rules("categroy"), "did you mean 'category'"),
         (lambda: make_rules([object()]), "'object', which is not a rule"),
+        (lambda: make_rules(object()), "'object', which is not a rule"),  # type: ignore[arg-type]
         (lambda: CategoryDiversity(window=0), "must be 1 or more"),
         (lambda: CategoryDiversity(max_repeats=0), "must be 1 or more"),
         (lambda: Similarity(window=0), "must be 1 or more"),

@@ -49,7 +49,8 @@ class WorldModelConfig:
             unknown user; raising it helps users without an id and hurts those with one.
         history_dropout: Share of the training rows in which the history is left out.
         learning_rate: Step size of Adam.
-        weight_decay: L2 penalty of all tables; raising it pulls the model to the mean.
+        weight_decay: L2 penalty of all weights but the first-order ones of user and item, divided
+            by the number of rows (as a prior's is); raising it pulls the model to the biases.
         batch_size: Rows in a step.
         max_epochs: Passes over the rows at most.
         patience: Passes without a better validation error before the fit ends.
@@ -64,7 +65,7 @@ class WorldModelConfig:
     unknown_user_dropout: float = 0.3
     history_dropout: float = 0.05
     learning_rate: float = 5e-3
-    weight_decay: float = 4e-3
+    weight_decay: float = 16.0
     batch_size: int = 128
     max_epochs: int = 40
     patience: int = 5
@@ -552,7 +553,7 @@ class _Trainer:
             (biases_ if name in ("user_first", "item_first") else others).append(parameter)
         self.optimiser = torch.optim.Adam(
             [
-                {"params": others, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": config.weight_decay / max(len(fit), 1)},
                 {"params": biases_, "lr": 0.1 * config.learning_rate},
             ],
             lr=config.learning_rate,
