@@ -51,7 +51,7 @@ def _weights(model: DiscreteSAC) -> th.Tensor:
 
 
 def test_a_bare_environment_becomes_many_sessions(env: RecEnv) -> None:
-    assert DiscreteSAC("MlpPolicy", env, **SMALL).n_envs == 16
+    assert DiscreteSAC("MlpPolicy", env, **SMALL).n_envs == 32
     assert DiscreteSAC("MlpPolicy", env, n_sessions=None, **SMALL).n_envs == 1
     assert DiscreteSAC("MlpPolicy", Monitor(env), **SMALL).n_envs == 1, "wrappers are kept"
     assert DiscreteSAC("MlpPolicy", RecVectorEnv(3, dynamics=env.dynamics), **SMALL).n_envs == 3
@@ -168,7 +168,7 @@ def test_set_parameters_and_set_env(env: RecEnv) -> None:
     other.set_parameters(one.get_parameters())
     assert th.equal(_weights(one), _weights(other))
     other.set_env(RecEnv(dynamics=env.dynamics))
-    assert other.get_env().num_envs == 16
+    assert other.get_env().num_envs == 32
 
 
 def test_fixed_entropy_coefficient_and_n_steps(env: RecEnv) -> None:
@@ -251,7 +251,9 @@ def test_weights_follow_advantage_and_discriminator(
     assert (np.diff(weights[inside][order]) >= -1e-6).all()
     by_discriminator = ILRec("MlpPolicy", env, alpha=0.0, **options)
     by_discriminator._setup_learn(1)
-    logits = by_discriminator._demonstration_logits().numpy()
+    buffer = by_discriminator.demonstration_buffer
+    pairs = by_discriminator._pairs(buffer.at(np.arange(len(buffer))))
+    logits = by_discriminator.discriminator.logits(*pairs).numpy()
     weights = by_discriminator.demonstration_buffer.weights
     inside = (weights > 0.011) & (weights < 9.9)
     assert (np.diff(weights[inside][np.argsort(logits[inside])]) >= -1e-5).all()

@@ -17,6 +17,7 @@ from ilrec_sb3.common.masking import (
     masked_logits,
     masked_softmax,
     pack_masks,
+    sample_actions,
     unpack_masks,
     unpack_to_torch,
 )
@@ -95,3 +96,12 @@ def test_a_row_without_any_action_is_refused() -> None:
 def test_masks_of_another_catalogue_are_refused() -> None:
     with pytest.raises(ValueError, match="pass the masks of this environment"):
         masked_logits(th.zeros(2, 3), th.ones(2, 2, dtype=th.bool))
+
+
+def test_draws_follow_the_probabilities_and_skip_impossible_actions() -> None:
+    th.manual_seed(0)
+    probs = th.tensor([[0.0, 0.2, 0.0, 0.5, 0.3, 0.0]])
+    drawn = sample_actions(probs.expand(40_000, 6))
+    frequency = th.bincount(drawn, minlength=6) / len(drawn)
+    th.testing.assert_close(frequency, probs[0], atol=0.01, rtol=0)
+    assert set(drawn.unique().tolist()) == {1, 3, 4}

@@ -19,7 +19,7 @@ __all__ = ["as_vec_env"]
 _TRANSPARENT = (OrderEnforcing, PassiveEnvChecker)
 
 
-def as_vec_env(env: Any, n_sessions: int | None = 16) -> Any:
+def as_vec_env(env: Any, n_sessions: int | None = 32) -> Any:
     """Turns recommender environments into batched ones; leaves everything else as it is.
 
     A single `RecEnv` as `gymnasium.make` gives it (no further wrapper) becomes ``n_sessions``

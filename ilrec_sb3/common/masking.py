@@ -16,6 +16,7 @@ __all__ = [
     "masked_logits",
     "masked_softmax",
     "pack_masks",
+    "sample_actions",
     "unpack_masks",
     "unpack_to_torch",
 ]
@@ -141,13 +142,29 @@ def masked_softmax(logits: th.Tensor, masks: th.Tensor | None, check: bool = Tru
     return F.softmax(masked_logits(logits, masks, check), dim=-1)
 
 
-def masked_entropy(log_probs: th.Tensor) -> th.Tensor:
+def masked_entropy(log_probs: th.Tensor, probs: th.Tensor | None = None) -> th.Tensor:
     """Returns the entropy of masked log-probabilities in nats, H = -sum_a p log p.
 
     Args:
         log_probs: (..., n) from `masked_log_softmax`.
+        probs: Their exponentials, where they were computed already.
 
     Returns:
         (...), in [0, log n].
     """
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
+    probs = log_probs.exp() if probs is None else probs
+    return -(probs * log_probs).sum(dim=-1)
+
+
+def sample_actions(probs: th.Tensor) -> th.Tensor:
+    """Draws an action from each row of probabilities, by inverting their running sum.
+
+    Args:
+        probs: (B, n), at least 0, each row with a positive sum; no gradient flows.
+
+    Returns:
+        (B,) int64; actions of probability 0 are never drawn.
+    """
+    running = probs.detach().double().cumsum(dim=-1)
+    drawn = th.rand((len(probs), 1), device=probs.device, dtype=th.float64) * running[:, -1:]
+    return th.searchsorted(running, drawn, right=True).squeeze(-1).clamp(max=probs.shape[-1] - 1)

@@ -64,8 +64,6 @@ class Batch(NamedTuple):
         masks: (B, n) bool or None.
         next_masks: (B, n) bool or None.
         n_demonstrations: How many rows are demonstrated.
-        returns: (B,) returns that followed, to be the critics' targets instead of eq. 23's; None
-            bootstraps.
     """
 
     observations: th.Tensor
@@ -77,7 +75,6 @@ class Batch(NamedTuple):
     masks: th.Tensor | None
     next_masks: th.Tensor | None
     n_demonstrations: int
-    returns: th.Tensor | None = None
 
 
 class DiscreteSAC(OffPolicyAlgorithm):
@@ -95,12 +92,12 @@ class DiscreteSAC(OffPolicyAlgorithm):
         buffer_size: Transitions kept.
         learning_starts: Env steps before the first gradient step, played at random among what the
             masks allow.
-        batch_size: Transitions from the replay buffer in a gradient step.
+        batch_size: Transitions in a gradient step.
         tau: Share of the critics that the targets take over at each gradient step.
         gamma: Discount factor.
         train_freq: Vector steps between trainings.
         updates_per_step: Gradient steps per env step (of one session). Raising it learns more from
-            each step and takes longer. Usual: 1/64 to 1; small problems want more than large catalogues.
+            each step and takes longer. Usual: 1/64 for large catalogues to 1 for small problems.
         n_steps: Rewards summed before the critics' target bootstraps. Usual: 1 to 5.
         ent_coef: alpha_ent in units of reward per nat; ``"auto"`` (or ``"auto_0.5"``, with its
             first value) learns it so that the policy keeps ``target_entropy`` of the entropy that
@@ -140,7 +137,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         ent_coef: float | str = "auto_0.5",
         target_entropy: float = 0.3,
         max_grad_norm: float = 10.0,
-        n_sessions: int | None = 16,
+        n_sessions: int | None = 32,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -401,7 +398,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         Args:
             gradient_steps: Env steps collected since the last call; times ``updates_per_step`` they
                 are gradient steps (a rest is carried over).
-            batch_size: Transitions from the replay buffer in each.
+            batch_size: Transitions in each.
         """
         self._owed_updates += gradient_steps * self.updates_per_step
         steps, self._owed_updates = int(self._owed_updates), self._owed_updates % 1.0
@@ -416,9 +413,9 @@ class DiscreteSAC(OffPolicyAlgorithm):
         scalars: dict[str, list[float]] = {}
         assert self.replay_buffer is not None
         for _ in range(steps):
-            batch = self._join(
-                self.replay_buffer.sample(batch_size), self._demonstration_batch(batch_size)
-            )
+            demonstrated = self._demonstration_batch(batch_size)
+            rest = batch_size - (0 if demonstrated is None else len(demonstrated.actions))
+            batch = self._join(self.replay_buffer.sample(rest), demonstrated)
             for name, value in self._gradient_step(batch, coefficient).items():
                 scalars.setdefault(name, []).append(value)
         self.policy.set_training_mode(False)
@@ -426,34 +423,20 @@ class DiscreteSAC(OffPolicyAlgorithm):
             self.logger.record(f"train/{name}", float(np.mean(values)))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _gradient_step(
-        self, batch: Batch, imitation_coefficient: float, reinforce: bool = True
-    ) -> dict[str, float]:
+    def _gradient_step(self, batch: Batch, imitation_coefficient: float) -> dict[str, float]:
         """One step of critics, actor, temperature and targets; returns scalars for the log.
 
         Args:
             batch: Transitions.
             imitation_coefficient: lambda_imit.
-            reinforce: False leaves the actor's reinforcement term (eq. 21) out, for the warm start.
         """
         policy = self.policy
         alpha = self._entropy_coefficient()
-
-        # critics, eq. 23
-        target = self._critic_target(batch, alpha) if batch.returns is None else batch.returns
-        scale = policy.value_scale
-        predictions = policy.q_pairs(batch.observations, batch.actions)
-        critics = critic_loss([q / scale for q in predictions], target / scale, kind="huber")
-        self._descend(policy.critic_optimizer, policy.critic, critics.loss)
+        scalars = self._critic_step(batch, self._critic_target(batch, alpha))
 
         # actor, eq. 20 to 22
         counts = policy.counts(batch.observations)
         log_probs = policy.log_probs(batch.observations, batch.masks, counts)
-        scalars = {
-            "critic_loss": float(critics.loss.detach()),
-            "q_mean": float(critics.mean_q) * scale,
-            "q_error": float(critics.mean_error) * scale,
-        }
         demonstrated = log_probs.new_zeros(())
         if batch.n_demonstrations and imitation_coefficient > 0:
             rows = slice(len(log_probs) - batch.n_demonstrations, None)
@@ -463,12 +446,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
         with th.no_grad():
             q_values = policy.q_values(batch.observations, log_probs.exp(), counts)
         reinforced = actor_loss(log_probs, q_values, alpha)
-        # without reinforcement the entropy alone holds the policy back from certainty
-        rest = reinforced.loss if reinforce else -(alpha * reinforced.entropy).mean()
-        total = policy_loss(demonstrated, rest, imitation_coefficient)
+        total = policy_loss(demonstrated, reinforced.loss, imitation_coefficient)
         self._descend(policy.actor_optimizer, policy.actor, total.total)
 
-        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None and reinforce:
+        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
             aim = target_entropy(self.target_entropy, n_actions, batch.masks).to(self.device)
             loss = entropy_temperature_loss(self.log_ent_coef, reinforced.entropy, aim)
@@ -486,14 +467,27 @@ class DiscreteSAC(OffPolicyAlgorithm):
         )
         return scalars
 
+    def _critic_step(self, batch: Batch, target: th.Tensor) -> dict[str, float]:
+        """One step of the critics towards (B,) targets, eq. 23; returns scalars for the log."""
+        policy, scale = self.policy, self.policy.value_scale
+        predictions = policy.q_pairs(batch.observations, batch.actions)
+        critics = critic_loss([q / scale for q in predictions], target / scale, kind="huber")
+        self._descend(policy.critic_optimizer, policy.critic, critics.loss)
+        return {
+            "critic_loss": float(critics.loss.detach()),
+            "q_mean": float(critics.mean_q) * scale,
+            "q_error": float(critics.mean_error) * scale,
+        }
+
     def _critic_target(self, batch: Batch, alpha: th.Tensor) -> th.Tensor:
         """Returns (B,) targets of eq. 23."""
         policy, observations = self.policy, batch.next_observations
         with th.no_grad():
             counts = policy.counts(observations)
             log_probs = policy.log_probs(observations, batch.next_masks, counts)
-            expected = policy.expected_q(observations, log_probs.exp(), counts, target=True)
-            next_values = soft_value(expected.amin(0), masked_entropy(log_probs), alpha)
+            probs = log_probs.exp()
+            expected = policy.expected_q(observations, probs, counts, target=True)
+            next_values = soft_value(expected.amin(0), masked_entropy(log_probs, probs), alpha)
             return critic_target(batch.rewards, batch.dones, next_values, batch.discounts)
 
     def _entropy_coefficient(self) -> th.Tensor:

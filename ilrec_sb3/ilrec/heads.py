@@ -16,7 +16,7 @@ r(s, a) is itself a product of the user vector in s and the item's row of the ba
 and the third term are one matrix product; and the expectation of the score over a policy needs no
 matrix of scores at all:
 
-    E_a[score] = [f(s), c(s) u(s), c(s)] . E_a[g(a), v(a), o(a)] + E_a[b(a)] + sum_k T(s)[k] P(k)
+    E_a[score] = [f(s), c(s) u(s), c(s)] . E_a[g(a), v(a), o(a)] + E_a[b(a)] + E_a[T(s)[k(s, a)]]
 """
 
 from __future__ import annotations
@@ -222,10 +222,11 @@ class ItemScorer(nn.Module):
         """Returns (n_heads, B) expected scores under (B, n) probabilities."""
         columns, bias = self.columns(cross)
         mean = probs @ th.cat([columns, bias[:, None]], dim=1)
-        mass = probs.new_zeros(len(probs), N_COUNTS).scatter_add_(1, counts, probs)
         return th.stack(
             [
-                (head.weights * mean[:, :-1]).sum(1) + mean[:, -1] + (head.table * mass).sum(1)
+                (head.weights * mean[:, :-1]).sum(1)
+                + mean[:, -1]
+                + (probs * head.table.gather(1, counts)).sum(1)
                 for head in heads
             ]
         )

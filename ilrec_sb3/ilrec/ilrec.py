@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from tqdm import tqdm
 
 from ilrec_sb3.common.buffers import DemonstrationBuffer, DemonstrationSamples
+from ilrec_sb3.common.masking import sample_actions
 from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, prefixed, unprefixed
 from ilrec_sb3.ilrec.discriminator import (
     DiscriminatorConfig,
@@ -21,6 +22,7 @@ from ilrec_sb3.ilrec.discriminator import (
     ItemRewardNet,
     StateActions,
 )
+from ilrec_sb3.ilrec.losses import imitation_loss
 from ilrec_sb3.ilrec.policies import ILRecPolicy
 from ilrec_sb3.ilrec.weighting import (
     WeightStatistics,
@@ -75,8 +77,8 @@ class ILRec(DiscreteSAC):
         imitation_coef: lambda_imit (eq. 22), in units of reward per nat. Raising it holds the
             policy closer to the demonstrations. The paper tries 0.1 to 2.
         imitation_steps: Env steps over which lambda_imit falls linearly to 0; None keeps it.
-        demonstration_share: Demonstrated transitions in a gradient step, as a share of
-            ``batch_size``; it decays with lambda_imit.
+        demonstration_share: Share of the transitions in a gradient step that are demonstrated ones;
+            it decays with lambda_imit.
         warm_start_steps: Gradient steps on the demonstrations before the first env step.
         beta: Temperature of w_env (eq. 17), in units of reward. Raising it weights demonstrations
             more alike. The paper tries 0.1 to 10.
@@ -106,7 +108,7 @@ class ILRec(DiscreteSAC):
         irl_gamma: float = 1.0,
         weight_bounds: tuple[float, float] = (0.01, 10.0),
         discriminator_every: int = 5_000,
-        discriminator_steps: int = 100,
+        discriminator_steps: int = 50,
         discriminator_config: DiscriminatorConfig | None = None,
         *,
         _init_setup_model: bool = True,
@@ -114,7 +116,7 @@ class ILRec(DiscreteSAC):
     ) -> None:
         for name, value, fits, expected in (
             ("imitation_coef", imitation_coef, imitation_coef >= 0, "0 or more"),
-            ("demonstration_share", demonstration_share, demonstration_share >= 0, "0 or more"),
+            ("demonstration_share", demonstration_share, 0 <= demonstration_share < 1, "0 to below 1"),
             ("warm_start_steps", warm_start_steps, warm_start_steps >= 0, "0 or more"),
             ("beta", beta, beta > 0, "a number above 0"),
             ("alpha", alpha, 0 <= alpha <= 1, "a share from 0 to 1"),
@@ -264,15 +266,18 @@ class ILRec(DiscreteSAC):
         buffer, trainer = self.demonstration_buffer, self.discriminator
         assert buffer is not None
         assert trainer is not None
+        known = self._pairs(buffer.at(np.arange(len(buffer))))
+        own = self._policy_pairs(from_policy)
         stats: dict[str, list[float]] = {}
         for _ in range(self.discriminator_steps):
-            expert = buffer.sample(self.batch_size, self.rng, weighted=False)
-            found = trainer.update(self._pairs(expert), self._policy_pairs(from_policy))
+            expert = self.rng.integers(len(buffer), size=self.batch_size)
+            policy = self.rng.integers(len(own.actions), size=self.batch_size)
+            found = trainer.update(_rows(known, expert), _rows(own, policy))
             for name, value in found._asdict().items():
                 stats.setdefault(name, []).append(value)
         for name, values in stats.items():
             self.logger.record(f"discriminator/{name}", float(np.mean(values)))
-        logits = self._demonstration_logits()
+        logits = trainer.logits(*known).cpu()
         assert self._log_env is not None
         weights = normalise(
             combine(self._log_env, log_irl_weight(logits, self.irl_gamma), self.alpha),
@@ -287,39 +292,41 @@ class ILRec(DiscreteSAC):
             self.logger.record(name, float(weights.quantile(quantile)))
         return described
 
-    def _log_probs(self, samples: Any) -> th.Tensor:
+    def _log_probs(self, samples: DemonstrationSamples, chunk: int = 512) -> th.Tensor:
+        """Returns (B,) log-probabilities of demonstrated actions under the policy."""
+        result = []
         with th.no_grad():
-            every = self.policy.log_probs(samples.observations, samples.action_masks)
-            return every.gather(1, samples.actions)[:, 0]
+            for start in range(0, len(samples.actions), chunk):
+                part = slice(start, start + chunk)
+                masks = None if samples.action_masks is None else samples.action_masks[part]
+                every = self.policy.log_probs(samples.observations[part], masks)
+                result.append(every.gather(1, samples.actions[part])[:, 0])
+        return th.cat(result)
 
-    def _pairs(self, samples: Any) -> StateActions:
+    def _pairs(self, samples: DemonstrationSamples) -> StateActions:
         return StateActions(samples.observations, samples.actions, self._log_probs(samples))
 
-    def _policy_pairs(self, from_policy: bool) -> StateActions:
-        """Returns pairs of the current policy."""
+    def _policy_pairs(self, from_policy: bool, n_batches: int = 4) -> StateActions:
+        """Returns pairs of the current policy, a few batches to draw from."""
         assert self.demonstration_buffer is not None
         assert self.replay_buffer is not None
-        if from_policy:
-            samples: Any = self.replay_buffer.sample(self.batch_size)
-        else:
-            samples = self.demonstration_buffer.sample(self.batch_size, self.rng, weighted=False)
-        with th.no_grad():
-            log_probs = self.policy.log_probs(samples.observations, samples.action_masks)
-            actions = th.multinomial(log_probs.exp(), 1)
-        return StateActions(samples.observations, actions, log_probs.gather(1, actions)[:, 0])
-
-    def _demonstration_logits(self, chunk: int = 1024) -> th.Tensor:
-        """Returns (N,) the discriminator's logits of all demonstrated steps."""
-        buffer, trainer = self.demonstration_buffer, self.discriminator
-        assert buffer is not None
-        assert trainer is not None
-        logits = []
-        for start in range(0, len(buffer), chunk):
-            samples = buffer.at(np.arange(start, min(start + chunk, len(buffer))))
-            logits.append(
-                trainer.logits(samples.observations, samples.actions, self._log_probs(samples))
+        pairs = []
+        for _ in range(n_batches):
+            samples: Any
+            if from_policy:
+                samples = self.replay_buffer.sample(self.batch_size)
+            else:
+                samples = self.demonstration_buffer.sample(
+                    self.batch_size, self.rng, weighted=False
+                )
+            with th.no_grad():
+                log_probs = self.policy.log_probs(samples.observations, samples.action_masks)
+                actions = sample_actions(log_probs.exp())[:, None]
+            pairs.append(
+                StateActions(samples.observations, actions, log_probs.gather(1, actions)[:, 0])
             )
-        return th.cat(logits).cpu()
+        observations, actions, log_probs = (th.cat(parts) for parts in zip(*pairs, strict=True))
+        return StateActions(observations, actions, log_probs)
 
     # -- warm start --------------------------------------------------------------------------------
 
@@ -333,12 +340,13 @@ class ILRec(DiscreteSAC):
         assert buffer is not None
         self._update_weights(from_policy=False)
         self.policy.set_training_mode(True)
-        coefficient = max(self.imitation_coef, 1.0)
-        bar = tqdm(range(self.warm_start_steps), desc="warm start", disable=not progress)
-        for step in bar:
+        for step in tqdm(range(self.warm_start_steps), desc="warm start", disable=not progress):
             demonstrated = buffer.sample(self.batch_size, self.rng)
-            batch = self._join(None, demonstrated)._replace(returns=demonstrated.returns)
-            self._gradient_step(batch, coefficient, reinforce=False)
+            batch = self._join(None, demonstrated)
+            self._critic_step(batch, demonstrated.returns)
+            log_probs = self.policy.log_probs(batch.observations, batch.masks)
+            imitation = imitation_loss(log_probs.gather(1, batch.actions)[:, 0])
+            self._descend(self.policy.actor_optimizer, self.policy.actor, imitation)
             if step == self.warm_start_steps // 2:
                 self._update_weights(from_policy=False)
         # random play would add nothing now: learn from the environment as soon as a batch is there
@@ -378,3 +386,8 @@ class ILRec(DiscreteSAC):
         if stored:
             self.demonstration_buffer = DemonstrationBuffer.from_state_dict(stored, self.device)
             self._log_env = th.from_numpy(state["log_env"].copy())
+
+
+def _rows(pairs: StateActions, rows: np.ndarray) -> StateActions:
+    index = th.from_numpy(rows).to(pairs.actions.device)
+    return StateActions(*(part[index] for part in pairs))  # type: ignore[index]

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from ilrec_sb3.common.masking import masked_log_softmax
+from ilrec_sb3.common.masking import masked_log_softmax, sample_actions
 from ilrec_sb3.common.observations import FlatObservations
 from ilrec_sb3.ilrec.heads import Coefficients, CrossNet, ItemScorer, PlainScorer
 from recsim_env.dynamics import ItemContext
@@ -300,9 +300,7 @@ class ILRecPolicy(BasePolicy):
         log_probs = self.log_probs(self.flat.flatten_tensor(observation), action_masks)
         if deterministic:
             return log_probs.argmax(dim=1)
-        # the largest of log-probabilities with Gumbel noise is a draw from them
-        noise = -th.empty_like(log_probs).exponential_().log()
-        return (log_probs + noise).argmax(dim=1)
+        return sample_actions(log_probs.exp())
 
     def predict(
         self,
@@ -343,9 +341,10 @@ class ILRecPolicy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """Sets actor and critics to training or evaluation; the targets stay in evaluation."""
-        self.actor.train(mode)
-        self.critic.train(mode)
-        self.training = mode
+        if mode != self.training:
+            self.actor.train(mode)
+            self.critic.train(mode)
+            self.training = mode
 
 
 MlpPolicy = ILRecPolicy
