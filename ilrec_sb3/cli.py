@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -67,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 data or settings that cannot be used, 130 stopped by Ctrl-C. Wrong
-            usage ends the
-        process with 2.
+        usage ends the process with 2.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     parser, commands = _parser()
@@ -81,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.argv = ["ilrec", *given]
     verbose = getattr(arguments, "verbose", False)
     _set_up_logging(verbose)
+    # read when torch is first imported: the matrices are small, and threads would spend more time
+    # waiting for each other than they save
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return int(arguments.run(arguments) or 0)
     except KeyboardInterrupt:

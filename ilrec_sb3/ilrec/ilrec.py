@@ -116,7 +116,12 @@ class ILRec(DiscreteSAC):
     ) -> None:
         for name, value, fits, expected in (
             ("imitation_coef", imitation_coef, imitation_coef >= 0, "0 or more"),
-            ("demonstration_share", demonstration_share, 0 <= demonstration_share < 1, "0 to below 1"),
+            (
+                "demonstration_share",
+                demonstration_share,
+                0 <= demonstration_share < 1,
+                "0 to below 1",
+            ),
             ("warm_start_steps", warm_start_steps, warm_start_steps >= 0, "0 or more"),
             ("beta", beta, beta > 0, "a number above 0"),
             ("alpha", alpha, 0 <= alpha <= 1, "a share from 0 to 1"),

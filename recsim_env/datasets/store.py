@@ -28,7 +28,7 @@ def custom_names(cache: str | Path | None = None) -> list[str]:
 
 
 def save_custom(dataset: Dataset, cache: str | Path | None = None) -> Path:
-    """Keeps a dataset under its name, so that ``gym.make("IlRecCustom-v0", dataset=name)`` finds it.
+    """Keeps a dataset by name for ``gym.make("IlRecCustom-v0", dataset=name)``.
 
     Args:
         dataset: From `recsim_env.datasets.from_tables`; one of the same name is replaced.
@@ -47,8 +47,8 @@ def save_custom(dataset: Dataset, cache: str | Path | None = None) -> Path:
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", dataset.name):
         raise DataError(
-            f"{dataset.name!r} came as the name of a dataset; use up to 64 letters, digits, '.', '_' "
-            "and '-', and begin with a letter or digit."
+            f"{dataset.name!r} came as the name of a dataset; use up to 64 letters, digits, '.', "
+            "'_' and '-', and begin with a letter or digit."
         )
     return dataset.save(_folder(cache) / dataset.name)
 
