@@ -65,9 +65,18 @@ class RecVectorEnv(_Base):
         obs_mode: Form of the observations, see `RecEnv`.
         sequence_length: Length of the id sequence for ``obs_mode="sequence"``.
         render_mode: Must be None.
-        dataset, split, termination, window, max_repeats, repeat, limit, data, cache, fallback,
-        progress, options:
-            As in `RecEnv`.
+        dataset: As in `RecEnv`.
+        split: As in `RecEnv`.
+        termination: As in `RecEnv`.
+        window: As in `RecEnv`.
+        max_repeats: As in `RecEnv`.
+        repeat: As in `RecEnv`.
+        limit: As in `RecEnv`.
+        data: As in `RecEnv`.
+        cache: As in `RecEnv`.
+        fallback: As in `RecEnv`.
+        progress: As in `RecEnv`.
+        options: As in `RecEnv`.
     """
 
     metadata = _METADATA
