@@ -121,6 +121,19 @@ def test_masked_actions_are_never_chosen(algorithm: type[DiscreteSAC], env: RecE
         model.predict(observations[:1], action_masks=np.zeros((1, model.action_space.n), bool))
 
 
+def test_predicting_without_masks_is_said_once(
+    env: RecEnv, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = DiscreteSAC("MlpPolicy", env, **SMALL).learn(64)
+    observation, info = env.reset(seed=0)
+    with caplog.at_level(logging.WARNING):
+        model.predict(observation, action_masks=info["action_mask"])
+        assert "trained with action masks" not in caplog.text
+        model.predict(observation)
+        model.predict(observation)
+    assert caplog.text.count("trained with action masks") == 1
+
+
 def test_a_draw_follows_the_policy(env: RecEnv) -> None:
     model = DiscreteSAC("MlpPolicy", env, **SMALL)
     observation, _ = env.reset(seed=0)

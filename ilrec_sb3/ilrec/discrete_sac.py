@@ -192,6 +192,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         self._n_updates = 0
         self._owed_updates = 0.0
         self._masked = False
+        self._warned = False
         self._last_masks: np.ndarray | None = None
         self._pending_env_state: dict[str, np.ndarray] | None = None
         if _init_setup_model:
@@ -336,7 +337,18 @@ class DiscreteSAC(OffPolicyAlgorithm):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Returns actions; see `ILRecPolicy.predict`."""
+        """Returns actions; see `ILRecPolicy.predict`.
+
+        A model that was trained with masks and is asked without them says so, once: it would show
+        again what was just shown.
+        """
+        if self._masked and action_masks is None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "The policy was trained with action masks and predicts without them, so items may "
+                "be shown twice: pass action_masks=env.unwrapped.action_masks(), and evaluate with "
+                "sb3-contrib's MaskableEvalCallback and its evaluate_policy."
+            )
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def _store_transition(
