@@ -96,8 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (IlrecError, ValueError, OSError) as error:
         if verbose:
             raise
-        sys.stderr.write(f"ilrec {arguments.command}: {error}\n")
+        sys.stderr.write(f"ilrec {arguments.command}: {_sentence(error)}\n")
         return 1
+
+
+def _sentence(error: Exception) -> str:
+    """Returns what an error has to say to whoever typed the command."""
+    if isinstance(error, OSError) and not isinstance(error, IlrecError) and error.filename:
+        reason = str(error.strerror or type(error).__name__).lower()
+        return (
+            f"{error.filename} cannot be read or written ({reason}); choose another place, such as "
+            "with --out or --cache."
+        )
+    return str(error)
 
 
 def _set_up_logging(verbose: bool) -> None:
@@ -157,13 +168,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_data(parser: argparse.ArgumentParser, default: str | None = "synthetic") -> None:
+def _add_data(
+    parser: argparse.ArgumentParser, default: str | None = None, said: str = "synthetic"
+) -> None:
     parser.add_argument(
         "--dataset",
         default=default,
         metavar="NAME",
-        help="synthetic, steam, amazon, coat, movielens, or a name that you prepared"
-        + (f" (default: {default})" if default else ""),
+        help="synthetic, steam, amazon, coat, movielens, or a name that you prepared "
+        f"(default: {said})",
     )
     parser.add_argument(
         "--data",
@@ -211,6 +224,18 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of 0 or more")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected cpu, cuda, cuda:1 or auto")
+    return text
+
+
 def _show(markdown: str) -> None:
     """Prints markdown: rendered on a terminal, as it is into a file or pipe."""
     from rich.console import Console
@@ -249,12 +274,12 @@ def _add_demo(subparsers: Any) -> None:
             "Ctrl-C loses the training that is running; the same command goes on with the rest.\n"
         ),
     )
-    _add_data(parser, default=None)
+    _add_data(parser)
     parser.add_argument(
         "--steps", type=_positive, metavar="N", help="env steps of each training (default: 10000)"
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="S", help="one training for each (default: 0 1 2)"
+        "--seeds", type=_seed, nargs="+", metavar="S", help="one training for each (default: 0 1 2)"
     )
     parser.add_argument(
         "--algorithms",
@@ -268,7 +293,7 @@ def _add_demo(subparsers: Any) -> None:
         metavar="N",
         help="sessions everyone is judged by (default: 500)",
     )
-    parser.add_argument("--device", help="cpu, cuda or auto")
+    parser.add_argument("--device", type=_device, metavar="NAME", help="cpu, cuda or auto")
     parser.add_argument(
         "--config", metavar="FILE", help="settings as JSON, such as runs/<id>/config.json"
     )
@@ -304,9 +329,10 @@ def _demo(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is not None:
             asked[name] = tuple(getattr(arguments, name))
     config = replace(config, **asked)
+    _check_dataset(config.dataset, arguments.cache)
     _say(
-        f"Dataset {config.dataset}: prepared once, which takes "
-        + ("seconds." if config.dataset == "synthetic" else "some minutes, then found again.")
+        f"Dataset {config.dataset}: prepared the first time, which takes seconds for thousands of "
+        "interactions and minutes for millions, then found again."
     )
     result = run_experiment(
         config,
@@ -325,6 +351,14 @@ def _demo(arguments: argparse.Namespace) -> int:
         _say(line)
     _say(f"\nAll of it, with the plot curves.png: {result.folder}")
     return 0
+
+
+def _check_dataset(name: str, cache: str | None) -> None:
+    """Refuses the name of a dataset that there is none of, before anything is said or done."""
+    from recsim_env.datasets import load_custom, names
+
+    if name not in names():
+        load_custom(name, cache)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -412,6 +446,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         arguments.parser.error(
             "give either the NAME of a dataset or --interactions, --items and --name"
         )
+    arguments.resume = "Nothing half-made is kept; the same command starts over"
     if arguments.dataset is None and not all(own):
         arguments.parser.error("your own data need --interactions, --items and --name, all three")
     if arguments.dataset is None:
@@ -429,6 +464,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
     _say("")
     _show(card_table(prepared.card))
     _say(f"Kept in {prepared.path}")
+    held_out = [prepared.card["world_model"][split] for split in ("train", "test")]
+    if all("rmse" in e and e["rmse"] >= e["biases"]["rmse"] for e in held_out):
+        _say(
+            "Beware: neither world model beats user and item biases on held-out ratings. A policy "
+            "trained here\nlearns when users leave, and little about taste; more interactions "
+            "for each user would help."
+        )
     if arguments.dataset is None:
         _say(f'Next: gymnasium.make("IlRecCustom-v0", dataset={name!r})')
         _say(f"or: ilrec train --dataset {name}")
@@ -480,7 +522,7 @@ def _add_train(subparsers: Any) -> None:
             "  ilrec train --demonstrations mine.parquet --set imitation_coef=0.2\n"
         ),
     )
-    _add_data(parser)
+    _add_data(parser, default="synthetic")
     parser.add_argument(
         "--algorithm",
         default="ILRec",
@@ -490,7 +532,9 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument(
         "--steps", type=_positive, default=100_000, metavar="N", help="env steps (default: 100000)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, metavar="S", help="of the training (default: 0)"
+    )
     parser.add_argument(
         "--set",
         dest="settings",
@@ -505,12 +549,18 @@ def _add_train(subparsers: Any) -> None:
         help="trajectory file (default: those that come with the dataset)",
     )
     parser.add_argument(
-        "--checkpoint-every", type=_positive, default=5_000, metavar="N", help="(default: 5000)"
+        "--checkpoint-every",
+        type=_positive,
+        default=5_000,
+        metavar="N",
+        help="env steps between two saves (default: 5000)",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="(default: runs/<dataset>-<algorithm>-seed<S>)"
+        "--out",
+        metavar="DIR",
+        help="where the model goes (default: runs/<dataset>-<algorithm>-seed<S>)",
     )
-    parser.add_argument("--device", help="cpu, cuda or auto")
+    parser.add_argument("--device", type=_device, metavar="NAME", help="cpu, cuda or auto")
     _add_common(parser)
     parser.set_defaults(run=_train)
 
@@ -564,7 +614,7 @@ def _add_evaluate(subparsers: Any) -> None:
         ),
     )
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="a .zip file or a folder")
-    _add_data(parser, default=None)
+    _add_data(parser, said="that of the training")
     parser.add_argument(
         "--algorithm", default="ILRec", metavar="NAME", help="of a bare .zip file (default: ILRec)"
     )
@@ -572,9 +622,9 @@ def _add_evaluate(subparsers: Any) -> None:
         "--episodes", type=_positive, default=500, metavar="N", help="sessions (default: 500)"
     )
     parser.add_argument(
-        "--seed", type=int, default=1_000, metavar="S", help="draws the users (default: 1000)"
+        "--seed", type=_seed, default=1_000, metavar="S", help="draws the users (default: 1000)"
     )
-    parser.add_argument("--device", help="cpu, cuda or auto")
+    parser.add_argument("--device", type=_device, metavar="NAME", help="cpu, cuda or auto")
     _add_common(parser)
     parser.set_defaults(run=_evaluate)
 

@@ -73,7 +73,7 @@ def as_planner(model: Predictor, dynamics: Dynamics, *, deterministic: bool = Tr
         if deterministic:
             actions, _ = model.predict(observation, deterministic=True, **options)
         else:
-            with th.random.fork_rng(devices=[]):
+            with th.random.fork_rng():
                 th.manual_seed(int(generator.integers(2**31)))
                 actions, _ = model.predict(observation, deterministic=False, **options)
         return np.asarray(actions, np.int64).reshape(-1)

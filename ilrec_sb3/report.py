@@ -23,7 +23,7 @@ _LINES = {
     "oracle": ("#222222", "-"),
     "rule-aware planner": ("#222222", "--"),
     "demonstrations": ("#777777", "-."),
-    "random": ("#aaaaaa", ":"),
+    "random": ("#777777", ":"),
 }
 
 
@@ -99,9 +99,7 @@ def _caption(rows: Sequence[Row], title: str) -> str:
             f"of the {seeds} trainings of each algorithm the median is given, and in place of the "
             f"interval the lowest and the highest mean return; for the others {interval}"
         )
-    exception = (
-        f" (the demonstrations: the {shown:,} recorded, with their own users)" if shown else ""
-    )
+    exception = f" (the demonstrations: their own {shown:,} sessions and users)" if shown else ""
     times = " Steps/s and wall time: of playing."
     if any(row.trained for row in rows):
         times = " Steps/s and wall time: of training for what learns, of playing for the rest."
@@ -284,6 +282,7 @@ def plot_curves(path: Path, rows: Sequence[Row], curves: Sequence[Curve], title:
             color="#333333",
             annotation_clip=False,
         )
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(0, last)
     axes.set_ylim(0, 1.06 * top)
     axes.set_xlabel("env steps")

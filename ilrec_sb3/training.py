@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -133,7 +134,7 @@ def train(
         DataError: The folder holds another training, or data or settings cannot be used.
     """
     folder = Path(out)
-    _claim(folder, config)
+    is_new = _check_folder(folder, config)
     prepared = prepare(
         config.dataset,
         root=config.data,
@@ -144,7 +145,7 @@ def train(
     dynamics, _ = experiment_dynamics(ExperimentConfig(dataset=config.dataset), prepared)
     path = folder / _MODEL
     if path.exists():
-        model = load_model(config.algorithm, path, dynamics, config.device)
+        model = load_model(config.algorithm, _checked_model(path), dynamics, config.device)
         say(f"Going on from {model.num_timesteps:,} env steps ({path}).")
     else:
         given = config.demonstrations
@@ -156,6 +157,9 @@ def train(
             settings=config.settings,
             device=config.device,
         )
+    if is_new:
+        # not before the data and the settings have turned out to be usable
+        artefacts.write_file(folder / _CONFIG, json.dumps(_as_json(config), indent=1) + "\n")
     if model.num_timesteps < steps:
         started, before = time.perf_counter(), model.num_timesteps
         model.learn(
@@ -170,15 +174,19 @@ def train(
     return model
 
 
-def _claim(folder: Path, config: TrainConfig) -> None:
-    """Writes the settings into a new folder; refuses one that holds other settings."""
+def _as_json(config: TrainConfig) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
+
+
+def _check_folder(folder: Path, config: TrainConfig) -> bool:
+    """Returns whether a folder is new; refuses one that holds other settings."""
     path = folder / _CONFIG
-    wanted = json.loads(json.dumps(asdict(config)))
+    wanted = _as_json(config)
     if not path.exists():
         if (folder / _MODEL).exists():
             raise DataError(f"{folder} holds a model without its {_CONFIG}; choose another folder.")
-        artefacts.write_file(path, json.dumps(wanted, indent=1) + "\n")
-        return
+        return True
     found = json.loads(path.read_text(encoding="utf-8"))
     different = sorted(name for name in wanted if found.get(name) != wanted[name])
     if different:
@@ -187,6 +195,7 @@ def _claim(folder: Path, config: TrainConfig) -> None:
             f"{folder} holds a training with {name}={found.get(name)!r}, but {wanted[name]!r} "
             "came; choose another folder, or delete that one."
         )
+    return False
 
 
 def evaluate_models(
@@ -261,7 +270,7 @@ def evaluate_models(
 def _find_models(path: Path, name: str) -> tuple[dict[str, Any], dict[str, list[Path]]]:
     """Returns the settings that are known and the model files by algorithm."""
     if path.is_file():
-        return {}, {name: [path]}
+        return {}, {name: [_checked_model(path)]}
     if not path.is_dir():
         raise MissingDataError(f"{path} is not there; name a .zip file or the folder of a run.")
     config: dict[str, Any] = {}
@@ -270,7 +279,7 @@ def _find_models(path: Path, name: str) -> tuple[dict[str, Any], dict[str, list[
     if (path / _MODEL).exists():
         kept = TrainConfig.from_dict(config) if config else TrainConfig(algorithm=name)
         shared = {"dataset": kept.dataset, "data": kept.data, "options": kept.options}
-        return shared, {kept.algorithm: [path / _MODEL]}
+        return shared, {kept.algorithm: [_checked_model(path / _MODEL)]}
     models: dict[str, list[Path]] = {}
     for file in sorted(path.glob(f"cells/*/{_MODEL}")):
         cell = json.loads((file.parent / "cell.json").read_text(encoding="utf-8"))
@@ -280,6 +289,15 @@ def _find_models(path: Path, name: str) -> tuple[dict[str, Any], dict[str, list[
             f"{path} holds no model; name a .zip file, or a folder of `ilrec train` or `demo`."
         )
     return config, models
+
+
+def _checked_model(path: Path) -> Path:
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} is not a saved model, expected a whole .zip file such as model.zip of "
+            "`ilrec train`: name that, or the folder it is in."
+        )
+    return path
 
 
 def _play(name: str, played: list[Planner], dynamics: Dynamics, episodes: int, seed: int) -> Row:

@@ -353,7 +353,10 @@ class Dynamics:
         ended = self.terminal(state, items, rewards)
         self.transition(state, items)
         terminated = ended > 0
-        truncated = (state.steps >= self.limit) & ~terminated
+        over = state.steps >= self.limit
+        if self.n_items < self.limit and state.steps.max() >= self.n_items:
+            over |= ~state.mask.any(axis=1)
+        truncated = over & ~terminated
         ended[truncated] = len(self.rules) + 1
         return StepResult(rewards, terminated, truncated, ended)
 

@@ -65,7 +65,7 @@ class RecEnv(gym.Env[Any, np.int64]):
     leaves when, with the current item counted, one of its categories occurs M times among the last
     N items of the session (Steam and synthetic: N=50, M=4; the others: N=15, M=4; IL-Rec, section
     V-A3), or when an item is shown a second time. *Truncated*: the session reaches ``limit`` items
-    (100) and no rule fired.
+    (100), or every item of the catalogue was shown, and no rule fired.
 
     **Masks.** ``action_masks()`` is False for what this session has already shown. It never
     excludes what a rule would punish: that is for the agent to learn.

@@ -73,21 +73,40 @@ def greedy(dynamics: Dynamics, state: State, generator: np.random.Generator) -> 
     return np.asarray(scores.argmax(axis=1))
 
 
-def _avoid_ending(dynamics: Dynamics, state: State, scores: FloatArray) -> IntArray:
-    """Returns (n,) the best item that ends no session; the best of all where each would."""
-    ends = ending_items(dynamics, state)
-    scores = np.where(state.mask, scores, -np.inf)
+def _avoid_ending(
+    dynamics: Dynamics, state: State, rewards: FloatArray, price: FloatArray
+) -> IntArray:
+    """Returns (n,) the best item that ends no session; the best of all where each would.
+
+    Args:
+        dynamics: Whose rules.
+        state: n sessions.
+        rewards: (n, n_items) what the planner thinks the rewards are.
+        price: (n_items,) what is taken off them.
+    """
+    ends = ending_items(dynamics, state, rewards)
+    scores = np.where(state.mask, rewards - price, -np.inf)
     safe = np.where(ends, -np.inf, scores)
     stuck = np.isneginf(safe).all(axis=1, keepdims=True)
     return np.asarray(np.where(stuck, scores, safe).argmax(axis=1))
 
 
-def ending_items(dynamics: Dynamics, state: State) -> NDArray[np.bool_]:
+def ending_items(
+    dynamics: Dynamics, state: State, rewards: FloatArray | None = None
+) -> NDArray[np.bool_]:
     """Returns (n, n_items) True where showing the item would end the session by a rule.
 
     Rules are asked item by item for the batch of sessions at once, so this works for any rule; the
     category rule is answered as a matrix product.
+
+    Args:
+        dynamics: Whose rules.
+        state: n sessions.
+        rewards: (n, n_items) what the asker thinks the rewards are; None takes those that the
+            environment will give.
     """
+    if rewards is None:
+        rewards = dynamics.reward_table(state)
     n = len(state.steps)
     ends = np.zeros((n, dynamics.n_items), bool)
     for rule in dynamics.rules:
@@ -97,7 +116,6 @@ def ending_items(dynamics: Dynamics, state: State) -> NDArray[np.bool_]:
             full = (state.counts + 1.0 >= rule.max_repeats).astype(np.float32)
             ends |= (full @ dynamics.categories.T) > 0
         else:
-            rewards = dynamics.reward_table(state)
             for item in range(dynamics.n_items):
                 items = np.full(n, item)
                 ends[:, item] |= rule(dynamics.context(state, items, rewards[:, item]))
@@ -115,7 +133,8 @@ def rule_aware(tag_price: float = 0.0) -> Planner:
     def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
         del generator
         price = tag_price * dynamics.categories.sum(axis=1)
-        return _avoid_ending(dynamics, state, known_rewards(dynamics, state) - price)
+        rewards = known_rewards(dynamics, state)
+        return _avoid_ending(dynamics, state, rewards, price)
 
     return act
 
@@ -130,7 +149,7 @@ def oracle(tag_price: float = 0.0) -> Planner:
     def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
         del generator
         price = tag_price * dynamics.categories.sum(axis=1)
-        return _avoid_ending(dynamics, state, dynamics.reward_table(state) - price)
+        return _avoid_ending(dynamics, state, dynamics.reward_table(state), price)
 
     return act
 

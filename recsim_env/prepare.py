@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,7 +40,7 @@ from recsim_env.world_model import WorldModel, WorldModelConfig
 
 __all__ = ["PrepareConfig", "Prepared", "Session", "prepare", "user_vector_for"]
 
-_FORMAT = 1
+_FORMAT = 2
 _ENTRY_POINTS = "ilrec.demonstrations"
 _USERS_FOR_SVD = 20_000
 logger = logging.getLogger(__name__)
@@ -436,6 +436,7 @@ def _build(
     sessions, session_report = timed(
         "recorded sessions", lambda: _demonstrations(source, dataset, root, embedder)
     )
+    sessions = _without_test_rows(sessions, dataset, split.test)
     sample = np.random.default_rng(config.seed).permutation(dataset.n_users)[:_USERS_FOR_SVD]
     checks = (
         {}
@@ -516,6 +517,17 @@ _SESSION_SCHEMA = pa.schema(
         pa.field("extras", pa.string(), nullable=False),
     ]
 )
+
+
+def _without_test_rows(
+    sessions: Sequence[Session], dataset: Dataset, test: NDArray[np.bool_]
+) -> list[Session]:
+    """Takes what a known user did in the test rows out of the histories of recorded sessions."""
+    table = dataset.interactions
+    held = set(zip(table.users[test].tolist(), table.items[test].tolist(), strict=True))
+    return [
+        replace(s, history=tuple(i for i in s.history if (s.user, i) not in held)) for s in sessions
+    ]
 
 
 def _write_sessions(sessions: Sequence[Session], path: Path) -> None:

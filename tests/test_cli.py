@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ def test_near_misses(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no option '--ste'" in usage_error(["demo", "--ste", "3"], capsys)
     assert "whole number of 1 or more" in usage_error(["demo", "--steps", "0"], capsys)
     assert "give either the NAME" in usage_error(["prepare"], capsys)
+    assert "whole number of 0 or more" in usage_error(["train", "--seed", "-1"], capsys)
+    assert "expected cpu, cuda" in usage_error(["train", "--device", "tpu"], capsys)
     assert "all three" in usage_error(["prepare", "--items", "x"], capsys)
 
 
@@ -60,14 +64,22 @@ def test_near_misses(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", *SMALL, "--set", "ent_coef=no"], "ent_coef='no' came"),
         (["train", "--demonstrations", "x", "--algorithm", "DQN"], "takes none"),
         (["demo", "--config", "no.json"], "no.json is not there"),
+        (["demo", "--dataset", "synthetik"], "did you mean 'synthetic'"),
+        (["train", "--option", "n_users=many"], "n_users='many' of 'synthetic' came, expected int"),
+        (["train", "--option", "n_users=true"], "n_users=True"),
+        (["train", *SMALL, "--out", "afile/x"], "afile/x cannot be read or written"),
+        (["evaluate", "afile"], "afile is not a saved model"),
     ],
 )
 def test_one_sentence_and_exit_code_1(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("afile").write_text("this is no folder and no model")
     assert main(arguments) == 1
-    error = capsys.readouterr().err
+    printed, error = capsys.readouterr()
     assert message in error
+    assert not printed
+    assert sorted(path.name for path in Path().iterdir()) == ["afile"]
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
 
@@ -151,6 +163,39 @@ def test_prepare_own_tables_then_find_them(capsys: pytest.CaptureFixture[str]) -
     train = ["train", "--dataset", "mine", "--no-progress", "--algorithm", "A2C", "--steps", "80"]
     assert main(train) == 0
     assert Path("runs/mine-A2C-seed0/model.zip").exists()
+
+
+def test_a_stopped_preparation_says_that_it_starts_over(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["recsim_env.prepare"], "prepare", stop)
+    assert main(["prepare", "synthetic", *SMALL]) == 130
+    assert "the same command starts over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("errors", "warned"), [((0.9, 1.0), True), ((0.9, 0.8), False)])
+def test_prepare_warns_of_world_models_that_learned_no_taste(
+    errors: tuple[float, float],
+    warned: bool,
+    prepared: Prepared,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reports = {
+        split: {
+            **prepared.card["world_model"][split],
+            "rmse": rmse,
+            "biases": {"rmse": 0.9, "mae": 1},
+        }
+        for split, rmse in zip(("train", "test"), errors, strict=True)
+    }
+    found = replace(prepared, card={**prepared.card, "world_model": reports})
+    monkeypatch.setattr(sys.modules["recsim_env.prepare"], "prepare", lambda *_, **__: found)
+    assert main(["prepare", "synthetic", *SMALL]) == 0
+    assert ("neither world model beats" in capsys.readouterr().out) == warned
 
 
 class Plug:

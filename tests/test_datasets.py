@@ -215,7 +215,7 @@ def test_find_root_argument_then_environment_then_cache(
     assert find_root() == tmp_path
     (tmp_path / "given").mkdir()
     assert find_root(tmp_path / "given") == tmp_path / "given"
-    with pytest.raises(MissingDataError, match="the argument root"):
+    with pytest.raises(MissingDataError, match=r"as given.*--data"):
         find_root(tmp_path / "nothing")
     monkeypatch.setenv("ILREC_DATA", str(tmp_path / "gone"))
     with pytest.raises(MissingDataError, match=r"gone \(ILREC_DATA\) is not there"):

@@ -156,6 +156,8 @@ def test_repeated_pairs_become_one(signal: str, expected: float) -> None:
         ["2024-01-03", "2024-01-01", "2024-01-02"],
         pd.to_datetime(["2024-01-03", "2024-01-01", "2024-01-02"]),
         ["2024-01-03T10:00:00", "2024-01-03T08:00:00", "2024-01-03T09:00:00"],
+        ["2024-01-03T10:00:00Z", "2024-01-03T08:00:00Z", "2024-01-03T09:00:00Z"],
+        ["2024-01-03 10:00:00+02:00", "2024-01-03 08:00:00+02:00", " 2024-01-03 05:00:00-02:00"],
     ],
 )
 def test_time_becomes_order_within_the_user(times: Any) -> None:
@@ -222,6 +224,21 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
         ({"user": [], "item": [], "rating": []}, ITEMS, {}, "empty"),
         ({**ROWS, "user": ["u", 1, "v"]}, ITEMS, {}, "one type per column"),
         (17, ITEMS, {}, "came as int"),
+        ({**ROWS, "rating": [1, 2, "1,234"]}, ITEMS, {}, "one type per column"),
+        ({**ROWS, "rating": ["1", "2", "1,234"]}, ITEMS, {}, "no number"),
+        ({"user": ["u"], "item": [1], "clicks": [1]}, ITEMS, {}, "every user touched every item"),
+        (
+            {"user": ["u"], "item": [1], "clicks": [1]},
+            ITEMS,
+            {"negatives_per_positive": 0},
+            "above 0",
+        ),
+        (
+            pa.table([["u"], [1], [2], [3]], names=["user", "item", "rating", "rating"]),
+            ITEMS,
+            {},
+            "several columns 'rating'",
+        ),
     ],
 )
 def test_bad_tables_give_one_sentence(
@@ -246,6 +263,73 @@ def test_bad_files_give_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             make(path)
         assert "\n" not in str(caught.value)
+
+
+def test_csv_files_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes(b"\xef\xbb\xbfUser ;Item; Rating\r\nu;1;1,5\r\nu;2; 3\r\nv;1;4,25\r\n")
+    items = tmp_path / "items.csv"
+    items.write_text(
+        'item\ttitle\tcategories\n1\t"One, ""said""\n\n he"\ta|b\n2\tZwölf 🎮\tb\n',
+        encoding="utf-8",
+    )
+    data = make(rows, items)
+    assert ratings_of(data) == {("u", "1"): 1.5, ("u", "2"): 3.0, ("v", "1"): 4.25}
+    assert data.catalogue.titles == ('One, "said" he', "Zwölf 🎮")
+    assert data.catalogue.categories == (("a", "b"), ("b",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("user,item,rating\nJosé,1,2\n".encode("latin-1"), "not UTF-8"),
+        ("usér,item,rating\nu,1,2\n".encode("latin-1"), "not UTF-8"),
+        ("user,item,rating\nu,1,2\n".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_other_encodings_are_named(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        make(path)
+    with pytest.raises(DataError, match="is a folder"):
+        make(tmp_path)
+
+
+FOUR = {"item": [1, 2, 3, 4], "title": list("ABCD"), "categories": list("aabb")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        ({"user": list("uuvv"), "item": [1, 2, 3, 4]}, {}),
+        ({"user": list("uuvv"), "item": [1, 2, 3, 4], "clicks": [7, 7, 7, 7]}, {}),
+        ({"user": list("uuvv"), "item": [1, 2, 3, 4], "liked": [1] * 4}, {"signal": "clicks"}),
+    ],
+)
+def test_equal_clicks_are_contrasted_with_drawn_items(
+    rows: dict[str, Any], options: dict[str, Any]
+) -> None:
+    data = make({**rows, "time": [5, 6, 7, 8]}, FOUR, **options)
+    assert ratings_of(data) == {
+        **{("u", "1"): 5, ("u", "2"): 5, ("u", "3"): 1, ("u", "4"): 1},
+        **{("v", "1"): 1, ("v", "2"): 1, ("v", "3"): 5, ("v", "4"): 5},
+    }
+    assert data.interactions.order is not None
+    assert data.interactions.order.tolist() == [0, 1, 0, 1, -1, -1, -1, -1]
+    assert data.statistics["rating_mapping"] == "touched = 5, drawn and not touched = 1"
+    assert data.statistics["drawn"] == 4
+    fewer = make(rows, FOUR, negatives_per_positive=0.5, **options)
+    assert len(fewer.interactions) == 6
+
+
+def test_rows_of_events_are_counted() -> None:
+    data = make({"user": list("uuvvv"), "item": [1, 1, 1, 2, 2]})
+    assert data.statistics["signal"] == "rows, each a click"
+    got = ratings_of(data)
+    assert got["u", "1"] == got["v", "2"] > got["v", "1"]
+    with pytest.raises(DataError, match="no column 'rating' or 'hours' or 'clicks'"):
+        make({"user": list("uv"), "item": [1, 2], "liked": [1, 0]})
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

@@ -394,3 +394,14 @@ def test_sequences_by_hand() -> None:
 def test_an_unknown_observation_form_is_told() -> None:
     with pytest.raises(DataError, match="did you mean 'vector'"):
         Observer(_toy(), "vectors")  # type: ignore[arg-type]
+
+
+def test_a_session_is_cut_when_the_whole_catalogue_was_shown(prepared: Prepared) -> None:
+    dynamics = Dynamics(prepared, split="train", rules=[Repeat()], limit=100)
+    state = dynamics.allocate(2)
+    dynamics.initial(state, np.arange(2), np.array([0, 1]))
+    for item in range(dynamics.n_items):
+        outcome = dynamics.step(state, np.array([item, item]))
+    assert dynamics.n_items < 100
+    assert outcome.truncated.all()
+    assert not outcome.terminated.any()

@@ -81,7 +81,7 @@ def test_the_table_has_every_policy_in_order(finished: ExperimentResult) -> None
     assert lines[0] == "| policy | len | per-step | return | 95 % interval | steps/s | wall time |"
     assert len([line for line in lines if line.startswith("|")]) == 9
     assert "20 sessions on the test world model" in finished.table
-    assert "the 10 recorded" in finished.table
+    assert "their own 10 sessions" in finished.table
     assert finished.table in (finished.folder / "table.md").read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,76 @@ def test_weights_follow_advantage_and_discriminator(
     weights = by_discriminator.demonstration_buffer.weights
     inside = (weights > 0.011) & (weights < 9.9)
     assert (np.diff(weights[inside][np.argsort(logits[inside])]) >= -1e-5).all()
+
+
+def test_a_cut_session_goes_on_with_the_value_of_its_last_state(
+    env: RecEnv, trajectories: list[Trajectory]
+) -> None:
+    whole = [t for t in trajectories if t.terminated]
+    cut = replace(
+        whole[0],
+        observations=whole[0].observations[:3],
+        actions=whole[0].actions[:2],
+        rewards=whole[0].rewards[:2],
+        action_masks=whole[0].action_masks[:3],
+        terminated=False,
+        truncated=True,
+    )
+    model = ILRec("MlpPolicy", env, demonstrations=[*whole[1:], cut], **WARM)
+    model._load_demonstrations()
+    buffer = model.demonstration_buffer
+    rows = np.flatnonzero(~buffer.complete)
+    assert len(rows) == 2
+    followed = (buffer.returns[rows] - cut.returns(model.gamma)) / buffer.to_end[rows]
+    assert followed[0] == pytest.approx(followed[1], rel=1e-4), "one value of the last state"
+    others = buffer.returns[buffer.complete]
+    assert others.min() < followed[0] < others.max()
+    np.testing.assert_allclose(buffer.last_observations()[rows], cut.observations[[2, 2]])
+
+
+def test_as_many_sessions_as_demonstrations(dynamics: Dynamics) -> None:
+    trajectories = dynamics.replay(explore(dynamics, 5, seed=0))
+    env = RecVectorEnv(5, dynamics=dynamics)
+    env.demonstrations = lambda: trajectories  # type: ignore[method-assign,assignment]
+    model = ILRec("MlpPolicy", env, **WARM).learn(20)
+    assert len(np.unique(model.demonstration_buffer.sessions)) == 5
+
+
+def test_a_second_learn_retrains_the_discriminator(
+    env: RecEnv, trajectories: list[Trajectory]
+) -> None:
+    options = {**WARM, "discriminator_every": 100, "demonstrations": trajectories}
+    model = ILRec("MlpPolicy", env, **options).learn(320)
+    before = model.discriminator.updates
+    model.learn(320)
+    assert model.discriminator.updates > before
+
+
+def test_a_file_without_training_state_finds_its_demonstrations_again(
+    env: RecEnv, tmp_path: Path
+) -> None:
+    ILRec("MlpPolicy", env, **WARM).learn(64).save(tmp_path / "m", training_state=False)
+    model = ILRec.load(tmp_path / "m", env=env, device="cpu")
+    updates = model._n_updates
+    model.learn(64, reset_num_timesteps=False)
+    assert model.demonstration_buffer is not None
+    assert model._n_updates - updates < WARM["warm_start_steps"], "no second warm start"
+
+
+def test_next_step_autoreset_is_refused() -> None:
+    cart_poles = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+    if getattr(cart_poles.metadata.get("autoreset_mode"), "name", None) != "NEXT_STEP":
+        pytest.skip("this version of Gymnasium resets in the same step")
+    with pytest.raises(ValueError, match=r"expected AutoresetMode\.SAME_STEP"):
+        DiscreteSAC("MlpPolicy", cart_poles, **SMALL)
+
+
+def test_spans_of_several_steps_end_where_learning_was_taken_up_again() -> None:
+    model = DiscreteSAC("MlpPolicy", "CartPole-v1", n_steps=3, **SMALL)
+    model.learn(50)
+    model.learn(50)
+    assert model.replay_buffer.dones[49] == 1.0
+    assert model.replay_buffer.dones[99] in (0.0, 1.0)
 
 
 def test_imitation_decays_to_nothing(env: RecEnv) -> None:

@@ -223,6 +223,14 @@ class MaskedReplayBuffer(ReplayBuffer):
         self.masks[self.pos] = pack_masks(masks)
         self.next_masks[self.pos] = packed_next
 
+    def cut(self) -> None:
+        """Marks the newest transitions as truncated: what is stored next follows from a reset."""
+        if self.size():
+            newest = (self.pos - 1) % self.buffer_size
+            running = self.dones[newest] == 0
+            self.dones[newest][running] = 1.0
+            self.timeouts[newest][running] = 1.0
+
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None
     ) -> MaskedReplayBufferSamples:
@@ -364,6 +372,9 @@ class DemonstrationBuffer:
         actions: (N,) int64; rewards: (N,) float32; dones: (N,) float32, 1 where it terminated.
         returns: (N,) float32, discounted return from each transition on (IL-Rec, eq. 15).
         sessions: (N,) int64, the trajectory of each transition; steps: (N,) int64, the place in it.
+        complete: (N,) bool, whether the session went on until the user left; else the record or the
+            limit cut it, and `returns` lack what would have followed.
+        to_end: (N,) float32, discount from each transition to the end of its session.
         weights: (N,) float32, w of each transition, 1 until `set_weights`.
         dropped: Transitions left out.
         n_actions: Number of actions, or None where no trajectory tells.
@@ -411,6 +422,8 @@ class DemonstrationBuffer:
         self.sessions = columns["sessions"][keep]
         self.steps = columns["steps"][keep]
         self.discounts = columns["discounts"][keep]
+        self.complete = columns["complete"][keep]
+        self.to_end = columns["to_end"][keep]
         self.masks = columns["masks"][keep] if with_masks else None
         self.next_masks = columns["next_masks"][keep] if with_masks else None
         self.set_weights(np.ones(len(self.actions), dtype=np.float32))
@@ -459,6 +472,8 @@ class DemonstrationBuffer:
             "sessions": np.full(total, number, dtype=np.int64),
             "steps": steps.astype(np.int64),
             "discounts": (self.gamma**length).astype(np.float32),
+            "complete": np.full(total, trajectory.terminated),
+            "to_end": (self.gamma ** (total - steps)).astype(np.float32),
             "masks": masks[:-1],
             "next_masks": masks[last],
             "allowed": allowed,
@@ -467,6 +482,12 @@ class DemonstrationBuffer:
     def __len__(self) -> int:
         """Returns the number of transitions N."""
         return len(self.actions)
+
+    def last_observations(self) -> np.ndarray:
+        """Returns (N, d), for each transition the last observation of its session."""
+        last = np.zeros(int(self.sessions.max()) + 1, dtype=np.int64)
+        last[self.sessions] = np.arange(len(self))  # rows of a session lie in order
+        return self.next_observations[last[self.sessions]]
 
     def set_weights(self, weights: np.ndarray) -> None:
         """Sets w, to which the chance of being drawn is proportional.
@@ -600,5 +621,7 @@ _DEMONSTRATED = (
     "sessions",
     "steps",
     "discounts",
+    "complete",
+    "to_end",
     "weights",
 )

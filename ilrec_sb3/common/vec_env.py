@@ -38,7 +38,18 @@ class RecVecEnv(VecEnv):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        """Wraps the environment; nothing is reset yet."""
+        """Wraps the environment; nothing is reset yet.
+
+        Raises:
+            ValueError: The environment resets finished sessions in a step of their own.
+        """
+        mode = env.metadata.get("autoreset_mode")
+        if mode is not None and getattr(mode, "name", str(mode)) != "SAME_STEP":
+            raise ValueError(
+                f"A vector environment with {mode} came; expected AutoresetMode.SAME_STEP: pass "
+                "vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP} to make_vec, or use "
+                "Stable-Baselines3's make_vec_env."
+            )
         self.env = env
         self._actions: np.ndarray | None = None
         self._started = time.time()
@@ -199,7 +210,7 @@ class RecVecEnv(VecEnv):
         """
         (method,) = self.get_attr(method_name, indices=0)
         result = method(*method_args, **method_kwargs)
-        batched = isinstance(result, (np.ndarray, list, tuple)) and len(result) == self.num_envs
+        batched = isinstance(result, np.ndarray) and result.shape[:1] == (self.num_envs,)
         return [result[i] if batched else result for i in self._get_indices(indices)]
 
     def env_is_wrapped(

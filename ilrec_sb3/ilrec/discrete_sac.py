@@ -132,7 +132,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         tau: float = 0.03,
         gamma: float = 0.99,
         train_freq: int = 1,
-        updates_per_step: float = 1 / 32,
+        updates_per_step: float = 1 / 40,
         n_steps: int = 1,
         ent_coef: float | str = "auto_0.5",
         target_entropy: float = 0.3,
@@ -173,7 +173,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         if updates_per_step <= 0:
             raise ValueError(
                 f"updates_per_step={updates_per_step} came; expected a number above 0: "
-                "1/32 is the default."
+                "1/40 is the default."
             )
         if not 0 < target_entropy < 1:
             raise ValueError(
@@ -272,9 +272,12 @@ class DiscreteSAC(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        resets = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        if resets and self._pending_env_state is None and self.replay_buffer is not None:
+            self.replay_buffer.cut()
         assert self.env is not None
         self._masked = is_masking_supported(self.env)
         if self._pending_env_state is not None:
@@ -639,6 +642,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         state = prefixed("replay", self.replay_buffer.state_dict())
         state["random/torch"] = th.get_rng_state().numpy().copy()
+        if self.device.type == "cuda":
+            state["random/cuda"] = th.cuda.get_rng_state(self.device).numpy().copy()
         state["random/numpy"] = _encode(self.rng.bit_generator.state)
         env_state = self._env_state()
         if env_state is not None:
@@ -658,9 +663,13 @@ class DiscreteSAC(OffPolicyAlgorithm):
                 n_envs,
                 self.n_envs,
             )
+            self.learning_starts = self.num_timesteps + self.batch_size
         else:
             self.replay_buffer.load_state_dict(stored)
-        th.set_rng_state(th.from_numpy(state["random/torch"].copy()))
+        if self.env is not None:  # to predict, the process's own random state is left alone
+            th.set_rng_state(th.from_numpy(state["random/torch"].copy()))
+            if "random/cuda" in state and self.device.type == "cuda":
+                th.cuda.set_rng_state(th.from_numpy(state["random/cuda"].copy()), self.device)
         self.rng.bit_generator.state = json.loads(state["random/numpy"].tobytes())
         env_state = unprefixed("env", state)
         if env_state and n_envs == self.n_envs:

@@ -25,6 +25,7 @@ from ilrec_sb3.ilrec.discriminator import (
 from ilrec_sb3.ilrec.losses import imitation_loss
 from ilrec_sb3.ilrec.policies import ILRecPolicy
 from ilrec_sb3.ilrec.weighting import (
+    ValueFit,
     WeightStatistics,
     advantage,
     combine,
@@ -64,6 +65,8 @@ class ILRec(DiscreteSAC):
     - The log-probability of the current policy is part of the discriminator's logit, as in
       adversarial inverse RL (Fu et al., 2018), so that at its optimum f is a reward and not a
       density ratio.
+    - Half of the policy's pairs that the discriminator sees are its actions in demonstrated states.
+      With its own sessions alone the discriminator learns to tell the users of the two apart.
     - lambda_imit decays to 0 over ``imitation_steps``: demonstrations are good, not optimal, and a
       constant factor holds the policy back once it is better than they are.
 
@@ -143,6 +146,7 @@ class ILRec(DiscreteSAC):
         self.discriminator_config = discriminator_config
         self._given = demonstrations
         self._warm = False
+        self._searched = False
         self._trained_at = 0
         self.demonstration_buffer: DemonstrationBuffer | None = None
         self.discriminator: DiscriminatorTrainer | None = None
@@ -180,24 +184,26 @@ class ILRec(DiscreteSAC):
         result = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        if not self._warm:
-            self._load_demonstrations()
-            if self.demonstration_buffer is not None:
+        self._trained_at = min(self._trained_at, self.num_timesteps)
+        if self.demonstration_buffer is None and not self._searched:
+            self._searched = True
+            found = self._load_demonstrations()
+            if found and self._warm:  # loaded from a file that left the demonstrations out
+                self._update_weights(from_policy=False)
+            elif found:
                 self._warm_start(progress=progress_bar)
-            self._warm = True
+        self._warm = True
         return result
 
-    def _load_demonstrations(self) -> None:
-        """Reads the demonstrations and estimates the advantage of each step (eq. 15 to 17)."""
-        if self.demonstration_buffer is not None:
-            return
+    def _load_demonstrations(self) -> bool:
+        """Reads the demonstrations and weights each step by its advantage; False without any."""
         trajectories = self._find_demonstrations()
         if not trajectories:
             logger.warning(
                 "No demonstrations came and the environment carries none: "
                 "ILRec learns as DiscreteSAC does."
             )
-            return
+            return False
         size = self.policy.flat.size
         found = {t.observations.shape[1] for t in trajectories}
         if found != {size}:
@@ -209,20 +215,39 @@ class ILRec(DiscreteSAC):
             trajectories, self.gamma, device=self.device, n_steps=self.n_step_returns
         )
         self.demonstration_buffer = buffer
-        returns = th.from_numpy(buffer.returns)
-        fit = fit_value(
-            th.from_numpy(buffer.observations),
-            returns,
-            th.from_numpy(buffer.sessions),
-            seed=self.seed or 0,
-        )
-        self._log_env = log_env_weight(advantage(returns, fit.values), self.beta)
+        fit = self._value_demonstrations(buffer)
         logger.info(
             "%d demonstrated steps of %d sessions; V_demo explains %.0f %% of their variance.",
             len(buffer),
             len(trajectories),
             100 * (1 - fit.error / max(fit.constant_error, 1e-12)),
         )
+        return True
+
+    def _value_demonstrations(self, buffer: DemonstrationBuffer) -> ValueFit:
+        """Fits V_demo, completes the returns of cut sessions by it, and weights each step (eq. 17).
+
+        V_demo is fitted on sessions that the user ended. A session that was cut (its record ran out
+        before the user left) goes on with the value of its last state.
+        """
+        whole = th.from_numpy(buffer.complete if buffer.complete.any() else ~buffer.complete)
+        observations = th.from_numpy(buffer.observations)
+        returns = th.from_numpy(buffer.returns).clone()
+        last = th.from_numpy(buffer.last_observations())
+        fit = fit_value(
+            observations[whole],
+            returns[whole],
+            th.from_numpy(buffer.sessions)[whole],
+            extra=th.cat([observations[~whole], last[~whole]]),
+            seed=self.seed or 0,
+        )
+        values = th.empty_like(returns)
+        values[whole] = fit.values
+        values[~whole], follows = fit.extra.chunk(2)
+        returns[~whole] += th.from_numpy(buffer.to_end)[~whole] * follows
+        buffer.returns = returns.numpy()
+        self._log_env = log_env_weight(advantage(returns, values), self.beta)
+        return fit
 
     def _find_demonstrations(self) -> list[Trajectory]:
         if isinstance(self._given, (str, Path)):
@@ -231,9 +256,10 @@ class ILRec(DiscreteSAC):
             return list(self._given)
         assert self.env is not None
         try:
-            return list(self.env.env_method("demonstrations", indices=0)[0])
+            method = self.env.get_attr("demonstrations", indices=0)[0]
         except AttributeError:
             return []
+        return list(method())
 
     # -- weights -----------------------------------------------------------------------------------
 
@@ -265,8 +291,8 @@ class ILRec(DiscreteSAC):
         """Retrains the discriminator (eq. 13) and computes the weights anew (eq. 18, 19).
 
         Args:
-            from_policy: Whether the policy's pairs come from its own sessions (the replay buffer);
-                else its actions are drawn in demonstrated states.
+            from_policy: Whether half of the policy's pairs come from its own sessions (the replay
+                buffer); the others are its actions in demonstrated states.
         """
         buffer, trainer = self.demonstration_buffer, self.discriminator
         assert buffer is not None
@@ -316,9 +342,9 @@ class ILRec(DiscreteSAC):
         assert self.demonstration_buffer is not None
         assert self.replay_buffer is not None
         pairs = []
-        for _ in range(n_batches):
+        for number in range(n_batches):
             samples: Any
-            if from_policy:
+            if from_policy and number % 2:
                 samples = self.replay_buffer.sample(self.batch_size)
             else:
                 samples = self.demonstration_buffer.sample(
@@ -371,6 +397,7 @@ class ILRec(DiscreteSAC):
             "demonstration_buffer",
             "discriminator",
             "_given",
+            "_searched",
             "_log_env",
         ]
 

@@ -38,12 +38,14 @@ class ValueFit(NamedTuple):
         error: Mean squared error of the values against the returns.
         constant_error: The same for the mean return of the other sessions.
         epochs: Passes over the data, mean over the folds.
+        extra: (M,) float32, V_demo of the states that were asked about besides.
     """
 
     values: th.Tensor
     error: float
     constant_error: float
     epochs: float
+    extra: th.Tensor
 
 
 class WeightStatistics(NamedTuple):
@@ -204,6 +206,7 @@ def fit_value(
     observations: th.Tensor,
     returns: th.Tensor,
     sessions: th.Tensor,
+    extra: th.Tensor | None = None,
     seed: int = 0,
     folds: int = 5,
     hidden: tuple[int, ...] = (64, 64),
@@ -225,6 +228,7 @@ def fit_value(
         observations: (N, d) floating.
         returns: (N,) from `discounted_returns`.
         sessions: (N,) integer, which session each transition is of.
+        extra: (M, d) states of other sessions, which all networks are asked about.
         seed: Of the folds, the networks and the batches.
         folds: At least 2; fewer where there are fewer sessions. Raising it fits better and costs
             in proportion.
@@ -245,25 +249,30 @@ def fit_value(
             "numbers came; expected as many of each, and at least one."
         )
     generator = th.Generator().manual_seed(seed)
-    inputs = _standardise(observations.detach().float().cpu())
+    raw = observations.detach().float().cpu()
+    others = raw[:0] if extra is None else extra.detach().float().cpu()
+    inputs, others = _standardise(raw, raw), _standardise(others, raw)
     targets, sessions = returns.detach().float().cpu(), sessions.cpu()
     names = sessions.unique()
     if len(names) < 2:
         values = targets.mean().expand_as(targets).clone()
         error = float(F.mse_loss(values, targets))
-        return ValueFit(values.to(returns.device), error, error, 0.0)
+        same = targets.mean().expand(len(others)).clone()
+        return ValueFit(values.to(returns.device), error, error, 0.0, same.to(returns.device))
     n_folds = min(max(folds, 2), len(names))
     dealt = th.randperm(len(names), generator=generator) % n_folds
     fold_of = dealt[th.searchsorted(names, sessions)]
     values, constants = th.empty_like(targets), th.empty_like(targets)
+    besides = th.zeros(len(others))
     epochs = 0
     with tqdm(total=n_folds, desc="V_demo", unit="fold", disable=not progress) as bar:
         for fold in range(n_folds):
             held = fold_of == fold
             constants[held] = targets[~held].mean()
-            values[held], passes = _fit_fold(
+            values[held], other_values, passes = _fit_fold(
                 (inputs[~held], targets[~held]),
                 (inputs[held], targets[held]),
+                others,
                 generator,
                 hidden=hidden,
                 learning_rate=learning_rate,
@@ -272,6 +281,7 @@ def fit_value(
                 patience=patience,
                 batch_size=batch_size,
             )
+            besides += other_values / n_folds
             epochs += passes
             bar.update()
     return ValueFit(
@@ -279,16 +289,18 @@ def fit_value(
         error=float(F.mse_loss(values, targets)),
         constant_error=float(F.mse_loss(constants, targets)),
         epochs=epochs / n_folds,
+        extra=besides.to(returns.device),
     )
 
 
-def _standardise(values: th.Tensor) -> th.Tensor:
-    return (values - values.mean(dim=0)) / values.std(dim=0, correction=0).clamp(min=1e-3)
+def _standardise(values: th.Tensor, by: th.Tensor) -> th.Tensor:
+    return (values - by.mean(dim=0)) / by.std(dim=0, correction=0).clamp(min=1e-3)
 
 
 def _fit_fold(
     train: tuple[th.Tensor, th.Tensor],
     held: tuple[th.Tensor, th.Tensor],
+    others: th.Tensor,
     generator: th.Generator,
     hidden: tuple[int, ...],
     learning_rate: float,
@@ -296,15 +308,16 @@ def _fit_fold(
     max_epochs: int,
     patience: int,
     batch_size: int,
-) -> tuple[th.Tensor, int]:
-    """Returns the best predictions for the held-out states and the passes made."""
+) -> tuple[th.Tensor, th.Tensor, int]:
+    """Returns the best predictions for held-out and other states, and the passes made."""
     inputs, targets = train
     centre, scale = targets.mean(), targets.std(correction=0).clamp(min=1e-6)
     network = _value_network(inputs.shape[1], hidden, generator)
     optimizer = th.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     wanted = (held[1] - centre) / scale
     # the constant is where the search starts: a network that never beats it is not used
-    best = th.zeros_like(wanted)
+    asked = th.cat([held[0], others])
+    best, at_best = th.zeros_like(wanted), th.zeros(len(asked))
     best_error, waited, passes = float(F.mse_loss(best, wanted)), 0, 0
     while passes < max_epochs and waited < patience:
         for rows in _batches(len(inputs), batch_size, generator):
@@ -313,12 +326,13 @@ def _fit_fold(
             loss.backward()
             optimizer.step()
         with th.no_grad():
-            predicted = network(held[0])[:, 0]
+            answers = network(asked)[:, 0]
+        predicted = answers[: len(wanted)]
         error = float(F.mse_loss(predicted, wanted))
         passes, waited = passes + 1, waited + 1
         if error < best_error:
-            best, best_error, waited = predicted, error, 0
-    return best * scale + centre, passes
+            best, at_best, best_error, waited = predicted, answers, error, 0
+    return best * scale + centre, at_best[len(wanted) :] * scale + centre, passes
 
 
 def _value_network(width: int, hidden: tuple[int, ...], generator: th.Generator) -> nn.Sequential:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from recsim_env.datasets.assemble import Item, Rows, assemble, combine_pairs, time_order
 from recsim_env.datasets.dataset import RATING_RANGE, Dataset
+from recsim_env.datasets.implicit import draw_untouched
 from recsim_env.datasets.sources import Source, find_root, first_existing
 from recsim_env.datasets.splits import k_core
 from recsim_env.datasets.tables import identifiers, lists_of_text, numbers, read_table, texts
@@ -136,23 +137,13 @@ class AmazonSource(Source):
         self, users: npt.NDArray[np.str_], items: npt.NDArray[np.str_]
     ) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.str_]]:
         """Returns users and books of the drawn rows."""
-        rng = np.random.default_rng(self.seed)
-        names, item_of, counts = np.unique(items, return_inverse=True, return_counts=True)
-        weight = counts.astype(np.float64) ** self.popularity_power
         people, user_of = np.unique(users, return_inverse=True)
-        by_user = np.split(
-            item_of[np.argsort(user_of, kind="stable")],
-            np.cumsum(np.bincount(user_of))[:-1],
+        names, item_of = np.unique(items, return_inverse=True)
+        drawn_users, drawn_items = draw_untouched(
+            user_of,
+            item_of,
+            self.negatives_per_positive,
+            self.popularity_power,
+            np.random.default_rng(self.seed),
         )
-        drawn_of = []
-        for own in by_user:
-            free = weight.copy()
-            free[own] = 0.0
-            size = min(round(own.size * self.negatives_per_positive), int((free > 0).sum()))
-            drawn_of.append(
-                rng.choice(names.size, size, replace=False, p=free / free.sum())
-                if size
-                else np.empty(0, dtype=np.int64)
-            )
-        sizes = [drawn.size for drawn in drawn_of]
-        return np.repeat(people, sizes), names[np.concatenate(drawn_of)]
+        return people[drawn_users], names[drawn_items]

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsim_env.datasets.assemble import Item, Rows, assemble, combine_pairs, time_order
 from recsim_env.datasets.dataset import Dataset
+from recsim_env.datasets.implicit import contrast
 from recsim_env.datasets.ratings import guess_scale, quantile_ratings, rescale
 from recsim_env.datasets.tables import as_table, identifiers, is_text, lists_of_text, numbers, texts
 from recsim_env.errors import DataError, near_miss
@@ -49,6 +51,8 @@ def from_tables(
     default_category: str | None = None,
     min_user: int = 1,
     min_item: int = 1,
+    negatives_per_positive: float = 1.0,
+    seed: int = 0,
 ) -> Dataset:
     """Makes a dataset of your own tables.
 
@@ -60,7 +64,10 @@ def from_tables(
 
     Ratings on another scale are mapped linearly to 1 to 5; hours and clicks by their quantile (see
     `ratings.quantile_ratings`). Rows of the same user and item become one: the mean of the ratings,
-    the maximum of the hours, the sum of the clicks, at the latest time. Rows whose item is not in
+    the maximum of the hours, the sum of the clicks, at the latest time. Where the interactions
+    have nothing but `user`, `item` and time, each row counts as a click. Clicks that all count the
+    same say what a user took and nothing of what the user would not take: they are rated 5, and
+    for each an item that the user did not touch is drawn and rated 1. Rows whose item is not in
     the table of items or has no category are dropped. All of it is said in `dataset.statistics`.
 
     Args:
@@ -69,7 +76,8 @@ def from_tables(
         name: Of the dataset: letters, digits, "-", "_" and ".".
         columns: Names of columns of the interactions by what they are, such as {"user": "client"}.
         item_columns: Likewise of the items.
-        signal: "rating", "hours" or "clicks"; None: the first of them that there is.
+        signal: "rating", "hours" or "clicks"; None: the first of them that there is. With
+            "clicks" and no such column each row counts as one.
         rating_scale: The lowest and the highest rating of your scale; None: guessed (1 to 5, 0 to
             1, -1 to 1, 0.5 to 5, 0 to 5, 1 to 10, 0 to 10 or 0 to 100, the first that fits).
         levels: For hours and clicks: None for continuous ratings, 5 for whole stars.
@@ -78,6 +86,8 @@ def from_tables(
         default_category: Given to items without a category; None: they are left out.
         min_user: Rows that a user must have.
         min_item: Rows that an item must have.
+        negatives_per_positive: For clicks that all count the same: items drawn for each.
+        seed: Of that draw.
 
     Returns:
         The dataset, with users and items that have at least one row.
@@ -98,7 +108,9 @@ def from_tables(
         raise DataError("The table of interactions came empty, expected at least one row: fill it.")
     users = identifiers(table[found["user"]], found["user"])
     item_ids = identifiers(table[found["item"]], found["item"])
-    values = numbers(table[found[chosen]], found[chosen])
+    values = (
+        numbers(table[found[chosen]], found[chosen]) if chosen in found else np.ones(table.num_rows)
+    )
     ratings_before, scale = _checked_values(values, chosen, rating_scale)
     time = _times(table[found["time"]], found["time"]) if "time" in found else None
     rows, combined, latest, merged = combine_pairs(
@@ -120,7 +132,7 @@ def from_tables(
     users, item_ids = users[rows], item_ids[rows]
     statistics = {
         "source": "own tables",
-        "signal": found[chosen],
+        "signal": found.get(chosen, "rows, each a click"),
         "rating_mapping": mapping,
         "rows_read": table.num_rows,
         "repeated_rows_merged": merged,
@@ -128,7 +140,10 @@ def from_tables(
     }
     order = None if latest is None else time_order(users, latest)
     kept = Rows(users, item_ids, ratings, order)
-    return assemble(name, kept, catalogue, min_user, min_item, statistics)
+    dataset = assemble(name, kept, catalogue, min_user, min_item, statistics)
+    if chosen == "clicks" and combined.min() == combined.max():
+        return contrast(dataset, negatives_per_positive, seed)
+    return dataset
 
 
 def _read_items(
@@ -147,7 +162,9 @@ def _read_items(
     fallback = () if default_category is None else (default_category,)
     catalogue: dict[str, Item] = {}
     for item_id, title, names, text in zip(ids, titles, categories, described, strict=True):
-        catalogue.setdefault(item_id, Item(title or item_id, names or fallback, text))
+        # a title is shown on one line
+        plain = " ".join(title.split())
+        catalogue.setdefault(item_id, Item(plain or item_id, names or fallback, text))
     statistics: dict[str, Any] = {
         "items_read": len(ids),
         "repeated_items_ignored": len(ids) - len(catalogue),
@@ -193,24 +210,33 @@ def _need(
 ) -> None:
     for role in roles:
         if role not in found:
-            argument = "columns" if what == "interactions" else "item_columns"
+            argument, option = (
+                ("columns", "--column")
+                if what == "interactions"
+                else ("item_columns", "--item-column")
+            )
             raise DataError(
                 f"The table of {what} has no column {role!r}, expected {', '.join(roles)}: "
-                f"{near_miss(role, present)}; rename it or give {argument}={{{role!r}: ...}}."
+                f"{near_miss(role, present)}; rename it or give {argument}={{{role!r}: ...}} "
+                f"({option} {role}=... on the command line)."
             )
 
 
 def _choose_signal(found: Mapping[str, str], signal: str | None, present: Sequence[str]) -> str:
-    """Returns which of rating, hours and clicks is used."""
+    """Returns which of rating, hours and clicks is used; clicks may be rows to be counted."""
     if signal is not None and signal not in _SIGNALS:
         raise DataError(f"The signal {signal!r} is not known: {near_miss(signal, _SIGNALS)}.")
     wanted = list(_SIGNALS) if signal is None else [signal]
     for role in wanted:
         if role in found:
             return role
+    if signal == "clicks" or (signal is None and set(present) == set(found.values())):
+        return "clicks"
     raise DataError(
         f"The table of interactions has no column {' or '.join(map(repr, wanted))}, expected one: "
-        f"{near_miss(wanted[0], present)}; rename it or give columns={{{wanted[0]!r}: ...}}."
+        f"{near_miss(wanted[0], present)}; rename it or give columns={{{wanted[0]!r}: ...}} "
+        f"(--column {wanted[0]}=... on the command line), or signal='clicks' (--signal clicks) to "
+        "count rows."
     )
 
 
@@ -218,10 +244,11 @@ def _checked_values(
     values: npt.NDArray[np.float64], signal: str, scale: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.float64], tuple[float, float] | None]:
     """Returns the values and their scale; None for amounts, which have none."""
-    if values.size > 1 and values.min() == values.max():
+    if signal != "clicks" and values.size > 1 and values.min() == values.max():
         raise DataError(
             f"All {values.size} values of {signal!r} equal {values[0]:g}, expected different ones "
-            "to learn from: add what users did not like, or give hours or clicks."
+            "to learn from: add what users did not like, or give signal='clicks' (--signal clicks) "
+            "to have each row count as a click."
         )
     if signal != "rating":
         quantile_ratings(values)  # refuses negative amounts while the rows are as they came
@@ -238,16 +265,26 @@ def _times(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
             return numbers(column, name)
         except DataError:
             pass
-        try:
-            moments = column.cast(pa.timestamp("us")).cast(pa.int64())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"The column {name!r} holds something that is neither a number nor a time "
-                f"({str(error).splitlines()[0][:120]}), expected for example 17 or 2024-01-31: "
-                "mend or drop those rows."
-            ) from error
-        return numbers(moments, name)
+        return numbers(_moments(column, name), name)
     return numbers(column, name)
+
+
+def _moments(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Returns dates and times, with or without a zone, as whole numbers."""
+    plain = pc.utf8_trim_whitespace(column) if is_text(column) else column
+    try:
+        return plain.cast(pa.timestamp("us")).cast(pa.int64())
+    except pa.ArrowException as error:
+        problem = error
+    try:
+        return plain.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    except pa.ArrowException:
+        pass
+    raise DataError(
+        f"The column {name!r} holds something that is neither a number nor a time "
+        f"({str(problem).splitlines()[0][:120]}), expected for example 17, 2024-01-31 or "
+        "2024-01-31T10:30:00Z in each row: mend them or leave the column out."
+    ) from problem
 
 
 def _guess_separator(column: pa.ChunkedArray) -> str:

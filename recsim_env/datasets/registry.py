@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any
 
 from recsim_env.datasets.amazon import AmazonSource
@@ -46,7 +49,25 @@ def source(name: str, **options: Any) -> Source:
             raise DataError(
                 f"The dataset {name!r} has no option {option!r}: {near_miss(option, known)}."
             )
+    _check_types(kind, options)
     return kind(**options)
+
+
+def _check_types(kind: type[Source], options: Mapping[str, Any]) -> None:
+    """Refuses numbers that are none; the ranges are the source's to check."""
+    hints = typing.get_type_hints(kind)
+    for option, value in options.items():
+        wanted = hints[option]
+        allowed = typing.get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+        if not all(one in (int, float, bool, str, NoneType) for one in allowed):
+            continue
+        accepted = (*allowed, int) if float in allowed else allowed
+        if type(value) not in accepted:
+            raise DataError(
+                f"The option {option}={value!r} of {kind.name!r} came, expected "
+                f"{' or '.join('null' if one is NoneType else one.__name__ for one in allowed)}: "
+                "change it."
+            )
 
 
 def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:

@@ -43,7 +43,7 @@ def find_root(root: str | Path | None = None) -> Path:
         MissingDataError: That folder is not there.
     """
     if root is not None:
-        place, said_by = Path(root).expanduser(), "the argument root"
+        place, said_by = Path(root).expanduser(), "as given"
     elif os.environ.get("ILREC_DATA"):
         place, said_by = Path(os.environ["ILREC_DATA"]).expanduser(), "ILREC_DATA"
     else:
@@ -52,7 +52,8 @@ def find_root(root: str | Path | None = None) -> Path:
     if not place.is_dir():
         raise MissingDataError(
             f"The data folder {place} ({said_by}) is not there, expected a folder that holds the "
-            "datasets: make it, give root=..., or set the environment variable ILREC_DATA."
+            "datasets: make it, give root=... (--data on the command line), or set the environment "
+            "variable ILREC_DATA."
         )
     return place
 
@@ -80,5 +81,5 @@ def first_existing(
     looked = ", ".join(str(place) for place in places)
     raise MissingDataError(
         f"No data for {name!r} were found in {looked}, expected {forms}: put the files there, give "
-        "root=..., or set the environment variable ILREC_DATA."
+        "root=... (--data on the command line), or set the environment variable ILREC_DATA."
     )

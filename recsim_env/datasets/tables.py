@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _CSV_ENDINGS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_OTHER_DELIMITERS = (";", ",", "\t", "|")
 _PARQUET_ENDINGS = (".parquet", ".pq")
 
 
@@ -37,7 +39,8 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
     """Reads a parquet or CSV file; all columns of a CSV come as text.
 
     Args:
-        path: A file that ends in .parquet, .pq, .csv, .tsv or .txt (the last two by tabs).
+        path: A file that ends in .parquet, .pq, .csv, .tsv or .txt (the last two by tabs). A header
+            without that delimiter but with a semicolon, comma, tab or bar is cut at that one.
         columns: Columns that must be there; only these are read. None: all.
 
     Raises:
@@ -56,7 +59,9 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
             known = pq.read_schema(file).names
             _require_names(known, columns, str(file))
             return pq.read_table(file, columns=None if columns is None else list(columns))
-        parsing = pa_csv.ParseOptions(delimiter=_CSV_ENDINGS[ending])
+        parsing = pa_csv.ParseOptions(
+            delimiter=_delimiter(file, _CSV_ENDINGS[ending]), newlines_in_values=True
+        )
         with pa_csv.open_csv(file, parse_options=parsing) as reader:
             known = reader.schema.names
         _require_names(known, columns, str(file))
@@ -70,6 +75,11 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, DataError):
             raise
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+            raise DataError(
+                f"{file} came as text that is not UTF-8, expected UTF-8: save it again in that "
+                'encoding (spreadsheets call it "CSV UTF-8").'
+            ) from error
         raise DataError(
             f"{file} came as something that cannot be read as a table ({_first_line(error)}), "
             "expected a whole parquet or CSV file: it may be cut short, so fetch or write it again."
@@ -84,18 +94,25 @@ def as_table(table: Any, what: str) -> pa.Table:
         what: What the table is, for messages: "interactions" or "items".
 
     Raises:
-        DataError: It is none of these or cannot be read.
+        DataError: It is none of these, cannot be read or has two columns of one name.
     """
-    if isinstance(table, (str, Path)):
-        return read_table(table)
     try:
-        return pa.table(table)
+        made = read_table(table) if isinstance(table, (str, Path)) else pa.table(table)
+    except DataError:
+        raise
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(
             f"The table of {what} came as {type(table).__name__} ({_first_line(error)}), expected "
             "a data frame, a dictionary of columns or the path of a parquet or CSV file, and one "
             "type per column: convert it."
         ) from error
+    repeated = sorted({name for name in made.column_names if made.column_names.count(name) > 1})
+    if repeated:
+        raise DataError(
+            f"The table of {what} has several columns {repeated[0]!r}, expected each name once: "
+            "rename or drop all but one."
+        )
+    return made
 
 
 def require(table: pa.Table, columns: Sequence[str], where: str) -> None:
@@ -131,7 +148,7 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     """Returns a column of finite numbers as (n,) float64.
 
     Args:
-        column: Numbers, booleans, or text that spells numbers.
+        column: Numbers, booleans, or text that spells numbers, with a decimal point or comma.
         name: Of the column, for messages.
 
     Raises:
@@ -141,6 +158,8 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     try:
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
+        elif is_text(column):
+            column = _with_decimal_points(pc.utf8_trim_whitespace(column))
         values: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
     except pa.ArrowException as error:
         raise DataError(
@@ -150,10 +169,19 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         raise DataError(
-            f"The column {name!r} holds {values[row]} in row {row}, expected only finite numbers: "
-            "mend or drop those rows."
+            f"The column {name!r} holds {values[row]} in row {row} (counted from 0), expected only "
+            "finite numbers: mend or drop those rows."
         )
     return values
+
+
+def _with_decimal_points(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Turns decimal commas into points where all is so written and no comma can part thousands."""
+    written = pc.match_substring_regex(column, r"^[+-]?\d+(,\d+)?$")
+    proven = pc.match_substring_regex(column, r",(\d{1,2}|\d{4,})$")
+    if pc.all(written).as_py() and pc.any(proven).as_py():
+        return pc.replace_substring(column, ",", ".")
+    return column
 
 
 def texts(column: pa.ChunkedArray) -> list[str]:
@@ -231,10 +259,26 @@ def read_matrix(path: str | Path) -> npt.NDArray[np.generic]:
     return matrix
 
 
+def _delimiter(file: Path, usual: str) -> str:
+    """Returns what parts the columns in the header of a CSV file."""
+    with file.open("rb") as stream:
+        header = stream.readline()
+    if header.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{file} came as text in UTF-16, expected UTF-8: save it again in that encoding "
+            '(spreadsheets call it "CSV UTF-8").'
+        )
+    if usual.encode() in header:
+        return usual
+    return next((sign for sign in _OTHER_DELIMITERS if sign.encode() in header), usual)
+
+
 def _existing(path: str | Path) -> Path:
     file = Path(path).expanduser()
     if file.is_file():
         return file
+    if file.is_dir():
+        raise DataError(f"{file} is a folder, expected a file: name the file in it.")
     siblings = [f.name for f in file.parent.iterdir()] if file.parent.is_dir() else []
     near = difflib.get_close_matches(file.name, siblings, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "check the path or put the file there."
@@ -255,7 +299,7 @@ def _no_nulls(column: pa.ChunkedArray, name: str, what: str) -> None:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise DataError(
             f"The column {name!r} is empty or NaN in {column.null_count} rows (the first is row "
-            f"{row}), expected {what} in each: fill them in or drop those rows."
+            f"{row}, counted from 0), expected {what} in each: fill them in or drop those rows."
         )
 
 
