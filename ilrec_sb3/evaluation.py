@@ -30,6 +30,7 @@ __all__ = [
     "takes_masks",
 ]
 
+RECORD_ENDED = "end of record"
 _RESAMPLES = 2_000
 
 
@@ -116,6 +117,7 @@ class Summary:
         low: Lower end of the interval of ``mean_return``.
         high: Upper end.
         seeds: How many trainings it sums up; 1 where nothing was trained.
+        cut: Share of the sessions that ended because their record did, not the user.
     """
 
     episodes: int
@@ -125,6 +127,7 @@ class Summary:
     low: float
     high: float
     seeds: int = 1
+    cut: float = 0.0
 
 
 def bootstrap_interval(
@@ -147,16 +150,16 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def summarise(lengths: NDArray[Any], returns: NDArray[Any]) -> Summary:
+def summarise(played: Episodes) -> Summary:
     """Sums up sessions; the interval is the 95 % bootstrap interval of the mean return.
 
     Args:
-        lengths: (n,) items shown in each session.
-        returns: (n,) its return.
+        played: At least one session.
 
     Raises:
         DataError: Without any session.
     """
+    lengths, returns = played.lengths, played.returns
     if len(returns) == 0:
         raise DataError("No session came to sum up; play at least one.")
     low, high = bootstrap_interval(returns)
@@ -167,6 +170,7 @@ def summarise(lengths: NDArray[Any], returns: NDArray[Any]) -> Summary:
         mean_return=float(np.mean(returns, dtype=np.float64)),
         low=low,
         high=high,
+        cut=float(np.mean([ending == RECORD_ENDED for ending in played.ended_by])),
     )
 
 
@@ -210,6 +214,6 @@ def replay_sessions(dynamics: Dynamics, trajectories: Sequence[Trajectory]) -> E
         users=np.array([trajectory.user for trajectory in replayed], np.int64),
         lengths=np.array([len(trajectory) for trajectory in replayed], np.int64),
         returns=np.array([trajectory.rewards.sum() for trajectory in replayed], np.float32),
-        ended_by=tuple("rule" if t.terminated else "end of record" for t in replayed),
+        ended_by=tuple("rule" if t.terminated else RECORD_ENDED for t in replayed),
         actions=tuple(tuple(int(a) for a in t.actions) for t in replayed),
     )

@@ -412,7 +412,7 @@ def _jobs(
 
 
 def _planner_cell(policy: str, played: Episodes, seconds: float) -> _Cell:
-    summary = summarise(played.lengths, played.returns)
+    summary = summarise(played)
     return _Cell(policy, None, summary, seconds, int(played.lengths.sum()))
 
 
@@ -449,7 +449,7 @@ def _train_cell(
     seconds = time.perf_counter() - started - callback.seconds
     planner = as_planner(model, test, deterministic=deterministic)
     played = run_episodes(test, planner, config.episodes, config.evaluation_seed)
-    summary = summarise(played.lengths, played.returns)
+    summary = summarise(played)
     cell = _Cell(policy, seed, summary, seconds, model.num_timesteps, tuple(callback.curve))
     return cell, played, model
 

@@ -100,6 +100,12 @@ def _caption(rows: Sequence[Row], title: str) -> str:
             f"interval the lowest and the highest mean return; for the others {interval}"
         )
     exception = f" (the demonstrations: their own {shown:,} sessions and users)" if shown else ""
+    cut = next((row.summary.cut for row in rows if row.policy == "demonstrations"), 0.0)
+    if cut > 0:
+        exception = (
+            f" (the demonstrations: their own {shown:,} sessions and users; {cut:.0%} of them end "
+            "with their record and not with the user, so their figures are lower bounds)"
+        )
     times = " Steps/s and wall time: of playing."
     if any(row.trained for row in rows):
         times = " Steps/s and wall time: of training for what learns, of playing for the rest."

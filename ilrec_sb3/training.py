@@ -308,7 +308,7 @@ def _play(name: str, played: list[Planner], dynamics: Dynamics, episodes: int, s
         found = run_episodes(dynamics, planner, episodes, seed)
         seconds.append(time.perf_counter() - started)
         steps.append(found.lengths.sum())
-        summaries.append(summarise(found.lengths, found.returns))
+        summaries.append(summarise(found))
     return Row(
         policy=name,
         summary=summarise_seeds(summaries),

@@ -288,7 +288,9 @@ class _Fit:
         self.ordered = dataset.interactions.order is not None
         items, ratings = user_sequences(dataset, rows, rng)
         self.items, self.ratings = items, ratings
-        usable = rng.permutation([u for u, s in enumerate(items) if len(s) >= 2])
+        usable = rng.permutation(
+            np.array([u for u, s in enumerate(items) if len(s) >= 2], np.int64)
+        )
         n_aside = int(len(usable) * config.holdout_fraction)
         # Early stopping and figures use different users.
         self.aside, self.validation = usable[:n_aside], usable[n_aside : 2 * n_aside]

@@ -19,7 +19,7 @@ from ilrec_sb3.evaluation import (
 )
 from recsim_env import DataError, Dynamics, Prepared
 from recsim_env.demonstrations import demonstrations
-from recsim_env.planners import run_episodes
+from recsim_env.planners import Episodes, run_episodes
 from recsim_env.simulator import Observer
 from recsim_env.termination import make_rules
 
@@ -48,15 +48,26 @@ class Masked(Scripted):
         return action_masks.argmax(axis=1), None
 
 
+def _played(lengths: list[int], returns: list[float], ended_by: list[str]) -> Episodes:
+    return Episodes(
+        users=np.zeros(len(lengths), np.int64),
+        lengths=np.array(lengths, np.int64),
+        returns=np.array(returns, np.float32),
+        ended_by=tuple(ended_by),
+        actions=tuple(() for _ in lengths),
+    )
+
+
 def test_summary_of_hand_written_sessions() -> None:
-    found = summarise(np.array([2, 4]), np.array([6.0, 15.0]))
+    found = summarise(_played([2, 4], [6.0, 15.0], ["category", "end of record"]))
+    assert found.cut == 0.5
     assert found.length == 3.0
     assert found.per_step == pytest.approx(21 / 6)
     assert found.mean_return == pytest.approx(10.5)
     assert found.low == 6.0
     assert found.high == 15.0
     with pytest.raises(DataError, match="at least one"):
-        summarise(np.array([]), np.array([]))
+        summarise(_played([], [], []))
 
 
 def test_bootstrap_interval_has_the_width_of_the_standard_error() -> None:

@@ -17,7 +17,7 @@ import pytest
 from recsim_env import prepare as package_prepare
 from recsim_env.artefacts import check_folder
 from recsim_env.card import agreement, card_table, outside_check
-from recsim_env.datasets import load
+from recsim_env.datasets import from_tables, load
 from recsim_env.datasets.dataset import Dataset
 from recsim_env.encoders import EncoderConfig
 from recsim_env.errors import DataError, MissingDataError
@@ -300,3 +300,22 @@ def test_steam_has_sessions_and_agrees_with_the_recorded_rewards(
     check = prepared.card["outside_check"]["test"]
     assert check["triples"] == 6301
     assert check["spearman"] > 0.1
+
+
+def test_users_with_one_interaction_each_are_enough(tmp_path: Path) -> None:
+    tables = {
+        "interactions": {
+            "user": [f"u{k}" for k in range(20)],
+            "item": [f"i{k % 5}" for k in range(20)],
+            "rating": [1.0 + k % 5 for k in range(20)],
+        },
+        "items": {
+            "item": [f"i{k}" for k in range(5)],
+            "title": [f"Game {k}" for k in range(5)],
+            "categories": ["Action", "Indie", "Action|Indie", "RPG", "RPG"],
+        },
+    }
+    dataset = from_tables(tables["interactions"], tables["items"], "tiny")
+    prepared = prepare(dataset, cache=tmp_path, progress=False)
+    assert prepared.rows("train").shape == (20, 5)
+    assert np.isfinite(prepared.rows("test")).all()
