@@ -19,7 +19,7 @@ model.learn(6_000)
 # evaluated on the other world model, which was fitted on other interactions
 for name, policy in (("random", random_policy), ("MaskablePPO", as_planner(model, test))):
     played = run_episodes(test, policy, n_episodes=200, seed=0)
-    found = summarise(played.lengths, played.returns)
+    found = summarise(played)
     print(
         f"{name:12} {found.length:5.1f} items, return {found.mean_return:5.1f} "
         f"({found.low:.1f} to {found.high:.1f})"
