@@ -166,6 +166,7 @@ def test_callbacks_tensorboard_and_evaluation(env: RecEnv, tmp_path: Path) -> No
         "train/ent_coef",
         "train/imitation_coef",
         "discriminator/loss",
+        "discriminator/irl_reward",
         "weights/effective_share",
         "weights/quantile_0.5",
         "rollout/ep_rew_mean",

@@ -15,7 +15,6 @@ from ilrec_sb3.common.masking import (
     masked_entropy,
     masked_log_softmax,
     masked_logits,
-    masked_softmax,
     pack_masks,
     sample_actions,
     unpack_masks,
@@ -57,10 +56,12 @@ def test_the_wrong_number_of_actions_is_refused() -> None:
         unpack_masks(np.zeros((2, 1), np.uint8), 9)
 
 
-def test_masked_softmax_by_hand() -> None:
+def test_masked_probabilities_by_hand() -> None:
     logits = th.tensor([[math.log(1.0), math.log(2.0), math.log(5.0)]])
     masks = th.tensor([[True, True, False]])
-    np.testing.assert_allclose(masked_softmax(logits, masks), [[1 / 3, 2 / 3, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        masked_log_softmax(logits, masks).exp(), [[1 / 3, 2 / 3, 0.0]], rtol=1e-6
+    )
     log_probs = masked_log_softmax(logits, masks)
     assert log_probs[0, 2].exp() == 0.0
     expected = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
@@ -84,7 +85,7 @@ def test_no_nan_in_values_or_gradients(dtype: th.dtype) -> None:
 def test_without_masks_it_is_the_plain_softmax() -> None:
     logits = th.randn(3, 4, generator=th.Generator().manual_seed(0))
     assert masked_logits(logits, None) is logits
-    th.testing.assert_close(masked_softmax(logits, None), th.softmax(logits, -1))
+    th.testing.assert_close(masked_log_softmax(logits, None).exp(), th.softmax(logits, -1))
 
 
 def test_a_row_without_any_action_is_refused() -> None:

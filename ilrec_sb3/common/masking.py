@@ -14,7 +14,6 @@ __all__ = [
     "masked_entropy",
     "masked_log_softmax",
     "masked_logits",
-    "masked_softmax",
     "pack_masks",
     "sample_actions",
     "unpack_masks",
@@ -126,20 +125,6 @@ def masked_log_softmax(logits: th.Tensor, masks: th.Tensor | None, check: bool =
         (..., n); its exponential is exactly 0 where an action is disallowed.
     """
     return F.log_softmax(masked_logits(logits, masks, check), dim=-1)
-
-
-def masked_softmax(logits: th.Tensor, masks: th.Tensor | None, check: bool = True) -> th.Tensor:
-    """Returns probabilities, exactly 0 for disallowed actions.
-
-    Args:
-        logits: (..., n) floating.
-        masks: (..., n) bool, True where allowed; None allows everything.
-        check: As in `masked_logits`.
-
-    Returns:
-        (..., n), each row summing to 1.
-    """
-    return F.softmax(masked_logits(logits, masks, check), dim=-1)
 
 
 def masked_entropy(log_probs: th.Tensor, probs: th.Tensor | None = None) -> th.Tensor:

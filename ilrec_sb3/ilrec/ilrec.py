@@ -21,6 +21,7 @@ from ilrec_sb3.ilrec.discriminator import (
     DiscriminatorTrainer,
     ItemRewardNet,
     StateActions,
+    irl_reward,
 )
 from ilrec_sb3.ilrec.losses import imitation_loss
 from ilrec_sb3.ilrec.policies import ILRecPolicy
@@ -309,6 +310,7 @@ class ILRec(DiscreteSAC):
         for name, values in stats.items():
             self.logger.record(f"discriminator/{name}", float(np.mean(values)))
         logits = trainer.logits(*known).cpu()
+        self.logger.record("discriminator/irl_reward", float(irl_reward(logits).mean()))
         assert self._log_env is not None
         weights = normalise(
             combine(self._log_env, log_irl_weight(logits, self.irl_gamma), self.alpha),
