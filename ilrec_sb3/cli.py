@@ -276,7 +276,7 @@ def _add_demo(subparsers: Any) -> None:
     )
     _add_data(parser)
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="env steps of each training (default: 20000)"
+        "--steps", type=_positive, metavar="N", help="env steps of each training (default: 10000)"
     )
     parser.add_argument(
         "--seeds", type=_seed, nargs="+", metavar="S", help="one training for each (default: 0 1 2)"

@@ -106,7 +106,7 @@ class ExperimentConfig:
     limit: int = 100
     algorithms: tuple[str, ...] = ("DQN", "A2C", "DiscreteSAC", "ILRec")
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    steps: int = 20_000
+    steps: int = 10_000
     seeds: tuple[int, ...] = (0, 1, 2)
     demonstrations: int = 200
     episodes: int = 500
