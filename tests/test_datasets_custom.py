@@ -344,3 +344,11 @@ def test_thresholds_count_rows() -> None:
     assert (data.n_users, data.n_items) == (2, 2)
     assert data.statistics["rows_dropped_by_k_core"] == 1
     assert np.array_equal(data.interactions.ratings, [1, 2, 4, 5])
+
+
+def test_items_without_a_category_column_take_the_default() -> None:
+    items = {name: values for name, values in ITEMS.items() if name != "categories"}
+    data = make(items=items, default_category="any")
+    assert set(data.catalogue.categories) == {("any",)}
+    with pytest.raises(DataError, match="categories"):
+        make(items=items)

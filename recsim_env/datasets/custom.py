@@ -83,7 +83,8 @@ def from_tables(
         levels: For hours and clicks: None for continuous ratings, 5 for whole stars.
         separator: What parts categories that are given as text; None: the first of "|", ";" and
             "," that occurs.
-        default_category: Given to items without a category; None: they are left out.
+        default_category: Given to items without a category, all of them where the table has no such
+            column; None: they are left out.
         min_user: Rows that a user must have.
         min_item: Rows that an item must have.
         negatives_per_positive: For clicks that all count the same: items drawn for each.
@@ -152,11 +153,16 @@ def _read_items(
     """Returns item by id, and what was met on the way."""
     table = as_table(items, "items")
     found = _find_columns(table, "items", columns, _ITEM_ROLES)
-    _need(found, ("item", "title", "categories"), "items", table.column_names)
+    needed = ("item", "title") if default_category is not None else ("item", "title", "categories")
+    _need(found, needed, "items", table.column_names)
     ids = identifiers(table[found["item"]], found["item"]).tolist()
-    column = table[found["categories"]]
-    cut = (separator or _guess_separator(column)) if is_text(column) else "|"
-    categories = lists_of_text(column, cut)
+    cut = None
+    categories: list[tuple[str, ...]] = [()] * len(ids)
+    if "categories" in found:
+        column = table[found["categories"]]
+        if is_text(column):
+            cut = separator or _guess_separator(column)
+        categories = lists_of_text(column, cut or "|")
     titles = texts(table[found["title"]])
     described = texts(table[found["text"]]) if "text" in found else [""] * len(ids)
     fallback = () if default_category is None else (default_category,)
@@ -170,7 +176,7 @@ def _read_items(
         "repeated_items_ignored": len(ids) - len(catalogue),
         "items_given_default_category": sum(not names for names in categories) if fallback else 0,
     }
-    if is_text(column):
+    if cut is not None:
         statistics["category_separator"] = cut
     return catalogue, statistics
 
