@@ -12,7 +12,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ilrec_sb3.report import Curve, Row, findings, plot_curves, table_markdown
 from recsim_env import artefacts
 from recsim_env.demonstrations import demonstrations
 from recsim_env.dynamics import Dynamics
-from recsim_env.errors import DataError, near_miss
+from recsim_env.errors import DataError
 from recsim_env.planners import (
     Episodes,
     Planner,
@@ -41,6 +41,7 @@ from recsim_env.planners import (
     run_episodes,
 )
 from recsim_env.prepare import Prepared, prepare
+from recsim_env.settings import from_mapping
 from recsim_env.simulator import Observer
 from recsim_env.termination import make_rules
 from recsim_env.trajectories import Trajectory, load_trajectories, save_trajectories
@@ -136,11 +137,7 @@ class ExperimentConfig:
         Raises:
             DataError: For a name that is no setting.
         """
-        known = [item.name for item in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise DataError(f"There is no setting {name!r}; {near_miss(name, known)}.")
-        return cls(**values)
+        return from_mapping(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings in terms of JSON."""

@@ -7,7 +7,7 @@ import logging
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from ilrec_sb3.experiment import ExperimentConfig, experiment_dynamics, planners
 from ilrec_sb3.report import Row, table_markdown
 from recsim_env import artefacts
 from recsim_env.dynamics import Dynamics
-from recsim_env.errors import DataError, MissingDataError, near_miss
+from recsim_env.errors import DataError, MissingDataError
 from recsim_env.planners import Planner, run_episodes
 from recsim_env.prepare import prepare
+from recsim_env.settings import from_mapping
 from recsim_env.trajectories import load_trajectories
 
 __all__ = ["CheckpointCallback", "TrainConfig", "evaluate_models", "train"]
@@ -74,11 +75,7 @@ class TrainConfig:
         Raises:
             DataError: For a name that is no setting.
         """
-        known = [item.name for item in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise DataError(f"There is no setting {name!r}; {near_miss(name, known)}.")
-        return cls(**values)
+        return from_mapping(cls, values)
 
 
 class CheckpointCallback(BaseCallback):

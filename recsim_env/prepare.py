@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,6 +34,7 @@ from recsim_env.encoders import (
     user_sequences,
 )
 from recsim_env.errors import ArtefactError, DataError, MissingDataError, near_miss
+from recsim_env.settings import from_mapping
 from recsim_env.text import TextEmbedder, item_documents
 from recsim_env.tracker import Tracker, make_tracker
 from recsim_env.world_model import WorldModel, WorldModelConfig
@@ -98,16 +99,8 @@ class PrepareConfig:
         nested = dict(values)
         for name, kind in (("world_model", WorldModelConfig), ("encoder", EncoderConfig)):
             if isinstance(nested.get(name), Mapping):
-                nested[name] = _configure(kind, nested[name])
-        return _configure(cls, nested)
-
-
-def _configure(kind: type[T], values: Mapping[str, Any]) -> T:
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise DataError(f"{kind.__name__} has no setting {name!r}; {near_miss(name, known)}.")
-    return kind(**values)
+                nested[name] = from_mapping(kind, nested[name])
+        return from_mapping(cls, nested)
 
 
 @dataclass(frozen=True)

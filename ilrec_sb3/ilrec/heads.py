@@ -13,8 +13,8 @@ from the observation, so they exist for replayed states too, and are shared by t
 critics.
 
 r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first
-and the third term are one matrix product; and the expectation of the score over a policy needs no
-matrix of scores at all:
+and the third term are one matrix product. In the expectation of the score over a policy, that
+product is with the items' mean columns, which all critics share:
 
     E_a[score] = [f(s), c(s) u(s), c(s)] . E_a[g(a), v(a), o(a)] + E_a[b(a)] + E_a[T(s)[k(s, a)]]
 """
