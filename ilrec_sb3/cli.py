@@ -12,14 +12,17 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from recsim_env import command_line as cl
 from recsim_env.errors import DataError, IlrecError, MissingDataError, near_miss
 
 __all__ = ["main"]
 
 _COMMANDS = "ilrec.commands"
+_PLAYERS = "ilrec.players"
 _INTERRUPTED = 130
 logger = logging.getLogger(__name__)
 
@@ -71,22 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage ends the process with 2.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    parser, commands = _parser()
-    arguments, unknown = parser.parse_known_args(given)
-    if unknown:
-        commands.get(arguments.command or "", parser).refuse(unknown)
-    if arguments.command is None:
-        parser.print_help()
-        return 0
-    arguments.argv = ["ilrec", *given]
-    verbose = getattr(arguments, "verbose", False)
-    _set_up_logging(verbose)
-    # read when torch is first imported: the matrices are small, and threads would spend more time
-    # waiting for each other than they save
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = argparse.Namespace(command=None, verbose=False)
     try:
-        return int(arguments.run(arguments) or 0)
+        return _run(given, arguments)
     except KeyboardInterrupt:
         again = "The same command goes on with what is finished"
         sys.stderr.write(f"\nStopped. {getattr(arguments, 'resume', again)}.\n")
@@ -94,10 +84,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except (IlrecError, ValueError, OSError) as error:
-        if verbose:
+        if arguments.verbose or arguments.command is None:
             raise
         sys.stderr.write(f"ilrec {arguments.command}: {_sentence(error)}\n")
         return 1
+
+
+def _run(given: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Runs a command line and returns its exit code.
+
+    Args:
+        given: The arguments without the program's name.
+        arguments: Filled with what they say, so that the caller knows it whatever happens.
+    """
+    parser, commands = _parser()
+    _, unknown = parser.parse_known_args(given, arguments)
+    if unknown:
+        commands.get(arguments.command or "", parser).refuse(unknown)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    arguments.argv = ["ilrec", *given]
+    _set_up_logging(arguments.verbose)
+    # read when torch is first imported: the matrices are small, and threads would spend more time
+    # waiting for each other than they save
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return int(arguments.run(arguments) or 0)
 
 
 def _sentence(error: Exception) -> str:
@@ -137,15 +150,24 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     for add in (_add_demo, _add_prepare, _add_train, _add_evaluate):
         add(subparsers)
-    for entry in sorted(importlib.metadata.entry_points(group=_COMMANDS), key=lambda e: e.name):
-        try:
-            plug_in: Callable[[Any], Any] = entry.load()
-        except (ImportError, AttributeError) as error:
-            logger.warning("The command %r cannot be loaded: %s", entry.name, error)
-            continue
-        plug_in(subparsers)
+    _plug_in(_COMMANDS, lambda add: add(subparsers))
     commands: dict[str, _Parser] = dict(subparsers.choices)
     return parser, commands
+
+
+def _plug_in(group: str, use: Callable[[Any], object]) -> None:
+    """Hands each entry point of a group over, sorted by name; one that fails is told and left out.
+
+    Args:
+        group: Name of the group.
+        use: Gets what the entry point stands for.
+    """
+    for entry in sorted(importlib.metadata.entry_points(group=group), key=lambda e: e.name):
+        try:
+            use(entry.load())
+        except (ImportError, AttributeError, argparse.ArgumentError) as error:
+            reason = " ".join(str(error).split())
+            logger.warning("%r of %s cannot be loaded: %s", entry.name, group, reason)
 
 
 def _version() -> str:
@@ -153,105 +175,6 @@ def _version() -> str:
         return importlib.metadata.version("ilrec")
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-# -- arguments that several commands share ---------------------------------------------------------
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache", metavar="DIR", help="where prepared data are kept")
-    parser.add_argument(
-        "--no-progress", dest="progress", action="store_false", help="no progress bars"
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="log more, and show tracebacks of errors"
-    )
-
-
-def _add_data(
-    parser: argparse.ArgumentParser, default: str | None = None, said: str = "synthetic"
-) -> None:
-    parser.add_argument(
-        "--dataset",
-        default=default,
-        metavar="NAME",
-        help="synthetic, steam, amazon, coat, movielens, or a name that you prepared "
-        f"(default: {said})",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the dataset, such as min_user=10; may be repeated",
-    )
-
-
-def _pairs(values: Sequence[str], flag: str) -> dict[str, str]:
-    """Returns KEY=VALUE arguments as a dictionary."""
-    result = {}
-    for value in values:
-        key, equals, content = value.partition("=")
-        if not (key and equals):
-            raise DataError(f"{flag} {value} came; expected KEY=VALUE.")
-        result[key] = content
-    return result
-
-
-def _json_pairs(values: Sequence[str], flag: str) -> dict[str, Any]:
-    """Returns KEY=VALUE arguments as a dictionary; values are read as JSON where they are."""
-    result: dict[str, Any] = {}
-    for key, content in _pairs(values, flag).items():
-        try:
-            result[key] = json.loads(content)
-        except ValueError:
-            result[key] = content
-    return result
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text.replace("_", "").replace(",", ""))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of 1 or more")
-    return number
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of 0 or more")
-    return int(text)
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected cpu, cuda, cuda:1 or auto")
-    return text
-
-
-def _show(markdown: str) -> None:
-    """Prints markdown: rendered on a terminal, as it is into a file or pipe."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    console = Console()
-    if console.is_terminal:
-        console.print(Markdown(markdown))
-    else:
-        sys.stdout.write(markdown + "\n")
-    sys.stdout.flush()
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 # -- ilrec demo ------------------------------------------------------------------------------------
@@ -274,12 +197,16 @@ def _add_demo(subparsers: Any) -> None:
             "Ctrl-C loses the training that is running; the same command goes on with the rest.\n"
         ),
     )
-    _add_data(parser)
+    cl.add_data(parser)
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="env steps of each training (default: 10000)"
+        "--steps", type=cl.positive, metavar="N", help="env steps of each training (default: 10000)"
     )
     parser.add_argument(
-        "--seeds", type=_seed, nargs="+", metavar="S", help="one training for each (default: 0 1 2)"
+        "--seeds",
+        type=cl.seed,
+        nargs="+",
+        metavar="S",
+        help="one training for each (default: 0 1 2)",
     )
     parser.add_argument(
         "--algorithms",
@@ -289,11 +216,11 @@ def _add_demo(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--episodes",
-        type=_positive,
+        type=cl.positive,
         metavar="N",
         help="sessions everyone is judged by (default: 500)",
     )
-    parser.add_argument("--device", type=_device, metavar="NAME", help="cpu, cuda or auto")
+    parser.add_argument("--device", type=cl.device, metavar="NAME", help="cpu, cuda or auto")
     parser.add_argument(
         "--config", metavar="FILE", help="settings as JSON, such as runs/<id>/config.json"
     )
@@ -305,7 +232,7 @@ def _add_demo(subparsers: Any) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="start anew, also where one could go on"
     )
-    _add_common(parser)
+    cl.add_common(parser)
     parser.set_defaults(run=_demo)
 
 
@@ -323,14 +250,14 @@ def _demo(arguments: argparse.Namespace) -> int:
         for name in ("dataset", "data", "steps", "episodes", "device")
         if getattr(arguments, name) is not None
     }
-    if arguments.option:
-        asked["options"] = _json_pairs(arguments.option, "--option")
     for name in ("seeds", "algorithms"):
         if getattr(arguments, name) is not None:
             asked[name] = tuple(getattr(arguments, name))
     config = replace(config, **asked)
     _check_dataset(config.dataset, arguments.cache)
-    _say(
+    if arguments.option:
+        config = replace(config, options=_options(arguments, config.dataset))
+    cl.say(
         f"Dataset {config.dataset}: prepared the first time, which takes seconds for thousands of "
         "interactions and minutes for millions, then found again."
     )
@@ -342,14 +269,14 @@ def _demo(arguments: argparse.Namespace) -> int:
         command=arguments.argv,
         fresh=arguments.fresh,
         progress=arguments.progress,
-        say=_say,
+        say=cl.say,
     )
-    _say("")
-    _show(result.table)
-    _say("")
+    cl.say("")
+    cl.show(result.table)
+    cl.say("")
     for line in result.findings:
-        _say(line)
-    _say(f"\nAll of it, with the plot curves.png: {result.folder}")
+        cl.say(line)
+    cl.say(f"\nAll of it, with the plot curves.png: {result.folder}")
     return 0
 
 
@@ -359,6 +286,30 @@ def _check_dataset(name: str, cache: str | None) -> None:
 
     if name not in names():
         load_custom(name, cache)
+
+
+def _options(arguments: argparse.Namespace, name: str | None) -> dict[str, Any]:
+    """Returns the options of a dataset; refuses those for a dataset of the user's own.
+
+    Args:
+        arguments: With ``option`` and ``cache``.
+        name: Of the dataset; None: it is not known yet.
+    """
+    options = cl.json_pairs(arguments.option, "--option")
+    if options and name is not None:
+        from recsim_env.datasets import custom_names, names
+
+        if name not in names() and name in custom_names(arguments.cache):
+            raise _own_takes_none(arguments.option[0], name)
+    return options
+
+
+def _own_takes_none(option: str, name: str) -> DataError:
+    return DataError(
+        f"--option {option} came for {name!r}, a dataset of your own, and options belong to "
+        "datasets that are known by name, such as steam: leave it out, and say how your tables "
+        "are read when you prepare them (ilrec prepare --help)."
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -431,9 +382,9 @@ def _add_prepare(subparsers: Any) -> None:
     own.add_argument("--signal", choices=("rating", "hours", "clicks"), help="which column to use")
     own.add_argument("--separator", help="what parts categories given as text")
     own.add_argument("--default-category", metavar="NAME", help="for items without a category")
-    own.add_argument("--min-user", type=_positive, default=1, help="rows that a user must have")
-    own.add_argument("--min-item", type=_positive, default=1, help="rows that an item must have")
-    _add_common(parser)
+    own.add_argument("--min-user", type=cl.positive, default=1, help="rows that a user must have")
+    own.add_argument("--min-item", type=cl.positive, default=1, help="rows that an item must have")
+    cl.add_common(parser)
     parser.set_defaults(run=_prepare, parser=parser)
 
 
@@ -450,30 +401,32 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if arguments.dataset is None and not all(own):
         arguments.parser.error("your own data need --interactions, --items and --name, all three")
     if arguments.dataset is None:
-        name = _prepare_own(arguments)
+        if arguments.option:
+            raise _own_takes_none(arguments.option[0], arguments.name)
+        name, options = _prepare_own(arguments), {}
     else:
-        name = arguments.dataset
+        name, options = arguments.dataset, _options(arguments, arguments.dataset)
     prepared = prepare(
         name,
         root=arguments.data,
         cache=arguments.cache,
         progress=arguments.progress,
-        options=_json_pairs(arguments.option, "--option"),
+        options=options,
     )
-    _say(prepared.dataset.table())
-    _say("")
-    _show(card_table(prepared.card))
-    _say(f"Kept in {prepared.path}")
+    cl.say(prepared.dataset.table())
+    cl.say("")
+    cl.show(card_table(prepared.card))
+    cl.say(f"Kept in {prepared.path}")
     held_out = [prepared.card["world_model"][split] for split in ("train", "test")]
     if all("rmse" in e and e["rmse"] >= e["biases"]["rmse"] for e in held_out):
-        _say(
+        cl.say(
             "Beware: neither world model beats user and item biases on held-out ratings. A policy "
             "trained here\nlearns when users leave, and little about taste; more interactions "
             "for each user would help."
         )
     if arguments.dataset is None:
-        _say(f'Next: gymnasium.make("IlRecCustom-v0", dataset={name!r})')
-        _say(f"or: ilrec train --dataset {name}")
+        cl.say(f'Next: gymnasium.make("IlRecCustom-v0", dataset={name!r})')
+        cl.say(f"or: ilrec train --dataset {name}")
     return 0
 
 
@@ -481,7 +434,7 @@ def _prepare_own(arguments: argparse.Namespace) -> str:
     """Reads the user's tables, keeps them under their name and returns it."""
     from recsim_env.datasets import from_tables, save_custom
 
-    columns = _pairs(arguments.column, "--column")
+    columns = cl.pairs(arguments.column, "--column")
     if arguments.rating_column:
         columns["rating"] = arguments.rating_column
     dataset = from_tables(
@@ -489,7 +442,7 @@ def _prepare_own(arguments: argparse.Namespace) -> str:
         arguments.items,
         arguments.name,
         columns=columns,
-        item_columns=_pairs(arguments.item_column, "--item-column"),
+        item_columns=cl.pairs(arguments.item_column, "--item-column"),
         signal=arguments.signal or ("rating" if arguments.rating_column else None),
         rating_scale=tuple(arguments.rating_scale) if arguments.rating_scale else None,
         separator=arguments.separator,
@@ -522,7 +475,7 @@ def _add_train(subparsers: Any) -> None:
             "  ilrec train --demonstrations mine.parquet --set imitation_coef=0.2\n"
         ),
     )
-    _add_data(parser, default="synthetic")
+    cl.add_data(parser, default="synthetic")
     parser.add_argument(
         "--algorithm",
         default="ILRec",
@@ -530,10 +483,14 @@ def _add_train(subparsers: Any) -> None:
         help="ILRec, DiscreteSAC, DQN, A2C or MaskablePPO (default: ILRec)",
     )
     parser.add_argument(
-        "--steps", type=_positive, default=100_000, metavar="N", help="env steps (default: 100000)"
+        "--steps",
+        type=cl.positive,
+        default=100_000,
+        metavar="N",
+        help="env steps (default: 100000)",
     )
     parser.add_argument(
-        "--seed", type=_seed, default=0, metavar="S", help="of the training (default: 0)"
+        "--seed", type=cl.seed, default=0, metavar="S", help="of the training (default: 0)"
     )
     parser.add_argument(
         "--set",
@@ -550,7 +507,7 @@ def _add_train(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--checkpoint-every",
-        type=_positive,
+        type=cl.positive,
         default=5_000,
         metavar="N",
         help="env steps between two saves (default: 5000)",
@@ -560,8 +517,8 @@ def _add_train(subparsers: Any) -> None:
         metavar="DIR",
         help="where the model goes (default: runs/<dataset>-<algorithm>-seed<S>)",
     )
-    parser.add_argument("--device", type=_device, metavar="NAME", help="cpu, cuda or auto")
-    _add_common(parser)
+    parser.add_argument("--device", type=cl.device, metavar="NAME", help="cpu, cuda or auto")
+    cl.add_common(parser)
     parser.set_defaults(run=_train)
 
 
@@ -571,9 +528,9 @@ def _train(arguments: argparse.Namespace) -> int:
     config = TrainConfig(
         dataset=arguments.dataset,
         data=arguments.data,
-        options=_json_pairs(arguments.option, "--option"),
+        options=_options(arguments, arguments.dataset),
         algorithm=arguments.algorithm,
-        settings=_json_pairs(arguments.settings, "--set"),
+        settings=cl.json_pairs(arguments.settings, "--set"),
         seed=arguments.seed,
         demonstrations=arguments.demonstrations,
         device=arguments.device,
@@ -588,10 +545,10 @@ def _train(arguments: argparse.Namespace) -> int:
         checkpoint_every=arguments.checkpoint_every,
         cache=arguments.cache,
         progress=arguments.progress,
-        say=_say,
+        say=cl.say,
     )
-    _say(f"{config.algorithm} after {model.num_timesteps:,} env steps: {out / 'model.zip'}")
-    _say(f"Next: ilrec evaluate {out}")
+    cl.say(f"{config.algorithm} after {model.num_timesteps:,} env steps: {out / 'model.zip'}")
+    cl.say(f"Next: ilrec evaluate {out}")
     return 0
 
 
@@ -601,11 +558,13 @@ def _train(arguments: argparse.Namespace) -> int:
 def _add_evaluate(subparsers: Any) -> None:
     parser: _Parser = subparsers.add_parser(
         "evaluate",
-        help="play saved models on the test world model",
+        help="play saved models and agents on the test world model",
         description=(
             "Plays a model (a .zip file, a folder of `ilrec train`, or a run of `ilrec demo` with\n"
             "all its models) on the test world model, beside random and greedy recommendations,\n"
-            "the planner that knows the session-end rule, and the oracle."
+            "the planner that knows the session-end rule, and the oracle. Players that other\n"
+            "packages bring, such as agents on a language model, can take the model's place or\n"
+            "play as well."
         ),
         epilog=(
             "examples:\n"
@@ -613,30 +572,50 @@ def _add_evaluate(subparsers: Any) -> None:
             "  ilrec evaluate some/model.zip --algorithm DQN --dataset steam --data ~/data\n"
         ),
     )
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a .zip file or a folder")
-    _add_data(parser, said="that of the training")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL_OR_RUN",
+        help="a .zip file or a folder; may be left out where a player is chosen",
+    )
+    cl.add_data(parser, said="that of the training, synthetic without one")
     parser.add_argument(
         "--algorithm", default="ILRec", metavar="NAME", help="of a bare .zip file (default: ILRec)"
     )
     parser.add_argument(
-        "--episodes", type=_positive, default=500, metavar="N", help="sessions (default: 500)"
+        "--episodes", type=cl.positive, default=500, metavar="N", help="sessions (default: 500)"
     )
     parser.add_argument(
-        "--seed", type=_seed, default=1_000, metavar="S", help="draws the users (default: 1000)"
+        "--seed", type=cl.seed, default=1_000, metavar="S", help="draws the users (default: 1000)"
     )
-    parser.add_argument("--device", type=_device, metavar="NAME", help="cpu, cuda or auto")
-    _add_common(parser)
-    parser.set_defaults(run=_evaluate)
+    parser.add_argument("--device", type=cl.device, metavar="NAME", help="cpu, cuda or auto")
+    cl.add_common(parser)
+    players: list[cl.Player] = []
+
+    def add(player: cl.Player) -> None:
+        player.add_arguments(parser)
+        players.append(player)
+
+    _plug_in(_PLAYERS, add)
+    parser.set_defaults(run=_evaluate, parser=parser, players=players)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    chosen: list[cl.Player] = [p for p in arguments.players if p.chosen(arguments)]
+    if arguments.model is None and not chosen:
+        other = ", or choose a player by its option (see --help)" if arguments.players else ""
+        arguments.parser.error(
+            f"nobody to play came: name a MODEL_OR_RUN, such as runs/first{other}"
+        )
+    options = _options(arguments, arguments.dataset) if arguments.option else None
     from ilrec_sb3.training import evaluate_models
 
     table = evaluate_models(
-        Path(arguments.model),
+        None if arguments.model is None else Path(arguments.model),
+        players=[partial(player.play, arguments) for player in chosen],
         dataset=arguments.dataset,
         data=arguments.data,
-        options=_json_pairs(arguments.option, "--option") if arguments.option else None,
+        options=options,
         algorithm=arguments.algorithm,
         episodes=arguments.episodes,
         seed=arguments.seed,
@@ -644,7 +623,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         progress=arguments.progress,
     )
-    _show(table)
+    cl.show(table)
     return 0
 
 

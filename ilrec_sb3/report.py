@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from ilrec_sb3.evaluation import Summary
 
 __all__ = ["Curve", "Row", "findings", "plot_curves", "table_markdown"]
 
+_LATENCY = "latency"
 _COLOURS = {
     "ILRec": "#c1272d",
     "DiscreteSAC": "#0b6fa4",
@@ -37,6 +38,7 @@ class Row:
         steps_per_second: Env steps per second: of training where it was trained, else of playing.
         seconds: Wall time of the same.
         trained: Whether it was trained.
+        columns: Further columns, by their heads, as text.
     """
 
     policy: str
@@ -44,6 +46,7 @@ class Row:
     steps_per_second: float
     seconds: float
     trained: bool
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,20 @@ class Curve:
 def table_markdown(rows: Sequence[Row], title: str) -> str:
     """Returns the table with a caption that says what its columns are.
 
+    Where a row has further columns, the table has them too, and the latency of a recommendation:
+    that of the row where it names one, else the wall time of its playing over its recommendations.
+
     Args:
         rows: In the order of the table.
         title: What was played.
     """
     several = any(row.summary.seeds > 1 for row in rows)
     interval = "interval" if several else "95 % interval"
-    head = ("policy", "len", "per-step", "return", interval, "steps/s", "wall time")
-    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
+    further = list(dict.fromkeys(head for row in rows for head in row.columns))
+    if further and _LATENCY not in further:
+        further.append(_LATENCY)
+    head = ("policy", "len", "per-step", "return", interval, "steps/s", "wall time", *further)
+    lines = [f"| {' | '.join(_cell(text) for text in head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
     for row in rows:
         summary = row.summary
         name = f"**{row.policy}**" if row.policy == "ILRec" else row.policy
@@ -81,11 +90,38 @@ def table_markdown(rows: Sequence[Row], title: str) -> str:
             f"{summary.per_step:.2f}",
             f"{summary.mean_return:.1f}",
             f"{summary.low:.1f} to {summary.high:.1f}",
-            f"{row.steps_per_second:,.0f}",
+            _rate(row.steps_per_second),
             _duration(row.seconds),
+            *(_further(row, head) for head in further),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _caption(rows, title)])
+        lines.append(f"| {' | '.join(_cell(text) for text in cells)} |")
+    caption = _caption(rows, title)
+    if further:
+        caption += (
+            " Latency, of one recommendation: as the player measured it, else the wall time of "
+            "playing over the recommendations, many sessions at a time."
+        )
+    return "\n".join([*lines, "", caption])
+
+
+def _cell(text: str) -> str:
+    """Returns text that stays within a cell of a markdown table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _further(row: Row, head: str) -> str:
+    if text := row.columns.get(head, ""):
+        return text
+    if head != _LATENCY or row.trained or row.steps_per_second <= 0:
+        return "–"
+    seconds = 1 / row.steps_per_second
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{1_000 * seconds:.2g} ms" if seconds < 0.01 else f"{1_000 * seconds:.0f} ms"
+
+
+def _rate(steps_per_second: float) -> str:
+    return f"{steps_per_second:,.0f}" if steps_per_second >= 10 else f"{steps_per_second:.2g}"
 
 
 def _caption(rows: Sequence[Row], title: str) -> str:
@@ -106,6 +142,9 @@ def _caption(rows: Sequence[Row], title: str) -> str:
             f" (the demonstrations: their own {shown:,} sessions and users; {cut:.0%} of them end "
             "with their record and not with the user, so their figures are lower bounds)"
         )
+    for name, count in counts.items():
+        if count < episodes:
+            exception += f" ({name}: the first {count:,} of them)"
     times = " Steps/s and wall time: of playing."
     if any(row.trained for row in rows):
         times = " Steps/s and wall time: of training for what learns, of playing for the rest."

@@ -6,12 +6,13 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -22,7 +23,7 @@ from ilrec_sb3.report import Row, table_markdown
 from recsim_env import artefacts
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError, MissingDataError
-from recsim_env.planners import Planner, run_episodes
+from recsim_env.planners import Planner, Played, draw_users, run_episodes
 from recsim_env.prepare import prepare
 from recsim_env.settings import from_mapping
 from recsim_env.trajectories import load_trajectories
@@ -196,8 +197,9 @@ def _check_folder(folder: Path, config: TrainConfig) -> bool:
 
 
 def evaluate_models(
-    path: Path,
+    path: Path | None,
     *,
+    players: Sequence[Callable[[Dynamics, int, int], Sequence[Played]]] = (),
     dataset: str | None = None,
     data: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -208,11 +210,15 @@ def evaluate_models(
     device: str | None = None,
     progress: bool = True,
 ) -> str:
-    """Plays saved models and the planners on the test world model.
+    """Plays saved models, other players and the planners on the test world model.
 
     Args:
-        path: A .zip file, a folder of `train`, or a run of an experiment.
-        dataset: Where to play; None: where it was trained, ``"synthetic"`` for a bare file.
+        path: A .zip file, a folder of `train`, or a run of an experiment; None: players only.
+        players: Each gets the dynamics, the number of sessions and the seed of their users, and
+            gives what becomes rows of the table. They play last, when all else has been found to
+            work, since a session of theirs may cost money.
+        dataset: Where to play; None: where it was trained, ``"synthetic"`` where that is not
+            known.
         data: Folder with the raw data.
         options: Options of the dataset; None: as it was trained.
         algorithm: Of a bare file.
@@ -226,9 +232,12 @@ def evaluate_models(
         The table as markdown.
 
     Raises:
-        DataError: There is no model, or it does not fit the dataset.
+        DataError: There is nobody to play, a model does not fit the dataset, or a player played
+            other users.
     """
-    known, models = _find_models(path, algorithm)
+    if path is None and not players:
+        raise DataError("Neither a model nor a player came, expected one of them: name a model.")
+    known, models = ({}, {}) if path is None else _find_models(path, algorithm)
     config = ExperimentConfig.from_dict(
         {
             **known,
@@ -245,10 +254,8 @@ def evaluate_models(
         options=dict(config.options),
     )
     train_dynamics, test = experiment_dynamics(config, prepared)
-    fixed = planners(train_dynamics, test)
-    rows = [_play(name, [fixed[name]], test, episodes, seed) for name in ("random", "greedy")]
-    for name, files in models.items():
-        played = [
+    loaded = {
+        name: [
             as_planner(
                 load_model(name, file, device=device),
                 test,
@@ -256,12 +263,20 @@ def evaluate_models(
             )
             for file in files
         ]
-        rows.append(_play(name, played, test, episodes, seed))
-    rows += [
-        _play(name, [fixed[name]], test, episodes, seed)
-        for name in ("rule-aware planner", "oracle")
-    ]
-    return table_markdown(rows, title=f"{config.dataset}, {prepared.dataset.n_items:,} items")
+        for name, files in models.items()
+    }
+    fixed = {
+        name: _play(name, [planner], test, episodes, seed)
+        for name, planner in planners(train_dynamics, test).items()
+    }
+    rows = [_play(name, played, test, episodes, seed) for name, played in loaded.items()]
+    users = draw_users(test, episodes, seed)
+    for play in players:
+        rows += [_row_of(played, users) for played in play(test, episodes, seed)]
+    return table_markdown(
+        [fixed["random"], fixed["greedy"], *rows, fixed["rule-aware planner"], fixed["oracle"]],
+        title=f"{config.dataset}, {prepared.dataset.n_items:,} items",
+    )
 
 
 def _find_models(path: Path, name: str) -> tuple[dict[str, Any], dict[str, list[Path]]]:
@@ -312,4 +327,22 @@ def _play(name: str, played: list[Planner], dynamics: Dynamics, episodes: int, s
         steps_per_second=float(np.median(np.array(steps) / np.maximum(seconds, 1e-9))),
         seconds=float(np.median(seconds)),
         trained=False,
+    )
+
+
+def _row_of(played: Played, users: NDArray[np.int64]) -> Row:
+    """Returns the row of somebody who played by themselves; refuses other users than everyone's."""
+    found = played.episodes
+    if not np.array_equal(found.users, users[: len(found.users)]):
+        raise DataError(
+            f"{played.name} played other users than the other policies, expected those of "
+            "recsim_env.planners.draw_users in their order: draw them with the seed that is given."
+        )
+    return Row(
+        policy=played.name,
+        summary=summarise(found),
+        steps_per_second=float(found.lengths.sum() / max(played.seconds, 1e-9)),
+        seconds=played.seconds,
+        trained=False,
+        columns=played.columns,
     )

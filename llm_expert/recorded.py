@@ -17,7 +17,7 @@ left out: the environments show an item once, so there is nothing to imitate.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm_expert.grounding import Embedder, Grounded, Grounder
 from recsim_env.datasets.dataset import Dataset
@@ -33,7 +35,17 @@ from recsim_env.datasets.tables import lists_of_text, read_table, texts
 from recsim_env.errors import DataError, near_miss
 from recsim_env.prepare import Session
 
-__all__ = ["GPT_3_5", "GPT_4", "amazon_sessions", "steam_sessions"]
+__all__ = [
+    "GPT_3_5",
+    "GPT_4",
+    "RecordedEpisode",
+    "RecordedItem",
+    "RecordedStep",
+    "amazon_sessions",
+    "recorded_episodes",
+    "recorded_memories",
+    "steam_sessions",
+]
 
 GPT_3_5 = "gpt-3.5-turbo-16k"
 GPT_4 = "gpt-4-32k"
@@ -41,6 +53,7 @@ GPT_4 = "gpt-4-32k"
 _LEFT = -1000.0
 """The printed reward of a step after which the user left; it is no reward."""
 _FOLDER = "llm_demos"
+_WHOLE_HISTORY = "user_history_plus_recommended"
 _TRAJECTORY_COLUMNS = (
     "run",
     "model",
@@ -67,11 +80,41 @@ _MEMORY_COLUMNS = (
     "action_item_id",
     "inherited",
 )
+_VALUED_COLUMNS = (*_MEMORY_COLUMNS, "sign", "critic_value")
+_REFLECTION_COLUMNS = ("dataset", "model", "split", "text", "inherited")
+_CRITIC_WORST, _CRITIC_BEST = -5.0, 5.0
+"""The whole numbers between which BiLLP's critic values a state."""
 
 
 @dataclass(frozen=True)
-class _Record:
-    """One step as it was recorded; ids are those of BiLLP's catalogue."""
+class RecordedItem:
+    """An item of BiLLP's catalogue.
+
+    Args:
+        title: Its title.
+        categories: Its genres.
+    """
+
+    title: str
+    categories: tuple[str, ...]
+
+    @property
+    def document(self) -> str:
+        """What is embedded of it, as in `recsim_env.text.item_documents`."""
+        return ". ".join(part for part in (self.title, ", ".join(self.categories)) if part)
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """One step as it was recorded; ids are those of BiLLP's catalogue.
+
+    Args:
+        said: What the model named; empty where it is not recorded.
+        shown: The item that the simulator showed for it.
+        thought: What the model gave as its reason; empty where it is not recorded.
+        reward: As printed, or None where none is: at the step after which the user left.
+        left: Whether the user left.
+    """
 
     said: str
     shown: int
@@ -81,8 +124,18 @@ class _Record:
 
 
 @dataclass(frozen=True)
-class _Episode:
-    """One session as it was recorded."""
+class RecordedEpisode:
+    """One session as it was recorded; ids are those of BiLLP's catalogue.
+
+    Args:
+        run: Of BiLLP's program.
+        model: Whose words.
+        split: Of BiLLP's users: "train" or "test".
+        number: Of the session in its run.
+        user_id: Of BiLLP's split, or None where it is not known.
+        history: Items before the session, oldest first.
+        steps: Oldest first.
+    """
 
     run: str
     model: str
@@ -90,7 +143,7 @@ class _Episode:
     number: int
     user_id: int | None
     history: tuple[int, ...]
-    steps: tuple[_Record, ...]
+    steps: tuple[RecordedStep, ...]
 
 
 @dataclass
@@ -134,9 +187,7 @@ def steam_sessions(
     Raises:
         DataError: A file is broken, lacks a column, or no session is of one of the models.
     """
-    return _sessions(
-        _Billp("steam", ("steam",), ()), dataset, root, embedder, models, min_similarity
-    )
+    return _sessions("steam", dataset, root, embedder, models, min_similarity)
 
 
 def amazon_sessions(
@@ -166,8 +217,115 @@ def amazon_sessions(
     Raises:
         DataError: As `steam_sessions`.
     """
-    source = _Billp("amazon", ("amazon_book", "amazon"), ("test",))
-    return _sessions(source, dataset, root, embedder, models, min_similarity)
+    return _sessions("amazon", dataset, root, embedder, models, min_similarity)
+
+
+def recorded_episodes(
+    name: str, root: str | Path | None, *, models: Sequence[str] = (GPT_3_5,)
+) -> tuple[list[RecordedEpisode], dict[int, RecordedItem]]:
+    """Returns BiLLP's sessions as they were recorded, told in BiLLP's own items.
+
+    Args:
+        name: "steam" or "amazon".
+        root: As in `steam_sessions`.
+        models: As in `steam_sessions`.
+
+    Returns:
+        The sessions in the order of the files, none where the folder has no recorded sessions, and
+        the items by the ids that the sessions hold.
+
+    Raises:
+        DataError: As `steam_sessions`, or the name is another.
+    """
+    source, folder = _source(name), find_root(root)
+    episodes = source.episodes(folder, models)
+    if not episodes:
+        return [], {}
+    catalogue = source.catalogue(folder)
+    _check_ids(episodes, catalogue, name)
+    return episodes, catalogue
+
+
+def recorded_memories(
+    name: str,
+    dataset: Dataset,
+    root: str | Path | None,
+    embedder: Embedder,
+    *,
+    models: Sequence[str] = (GPT_3_5,),
+    splits: Sequence[str] = ("train", "test"),
+    gamma: float = 0.5,
+) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], dict[str, Any]]:
+    """Returns what BiLLP's agents remembered, as entries of this project's memories.
+
+    Copies that a run took over from an earlier one are left out, and so are the early runs whose
+    keys lack the user's own history. The key of a state is that of
+    `llm_expert.scratchpad.Scratchpad.state_text`: its last 10 titles, those of the dataset where it
+    has the item by title, else BiLLP's. Items to recommend are grounded: by title, else by the
+    nearest text.
+
+    BiLLP's critic values a state by whole numbers from -5 to 5, this project's critic from 0 to
+    5 / (1 - gamma). One range is laid on the other linearly, which keeps the order of the states
+    and their distances; it cannot know what the numbers meant in rewards.
+
+    Args:
+        name: "steam" or "amazon".
+        dataset: Whose catalogue. Of "amazon", BiLLP's test users are users of the dataset, so their
+            keys may hold items that a split has held out: take ``splits=("train",)`` for results.
+        root: As in `steam_sessions`.
+        embedder: Fitted on the catalogue's texts.
+        models: Whose memories.
+        splits: Of BiLLP's users.
+        gamma: Discount of the critic, in [0, 1).
+
+    Returns:
+        Entries (key, value) in the order of the files, by the name of the memory:
+        ``"reflections"``, a reflection under its own text, ``{"text"}``; ``"experiences"``, an item
+        under a state, ``{"title", "encouraged"}``; ``"values"``, ``{"value"}`` under a state. And a
+        report in JSON types. Without files, no entries.
+
+    Raises:
+        DataError: The name or a model is another, or a file is broken or lacks a column.
+    """
+    if not 0.0 <= gamma < 1.0:
+        raise DataError(f"gamma={gamma} came, expected at least 0 and less than 1: take 0.5.")
+    source, folder = _source(name), find_root(root)
+    transitions = folder / _FOLDER / f"{name}_memory_transitions.parquet"
+    rows = _own_rows(transitions, _VALUED_COLUMNS, models, splits)
+    rows = [row for row in rows if row["history_scope"] == _WHOLE_HISTORY]
+    rows.sort(key=lambda row: (row["run"], row["episode_id"], row["t"]))
+    reflections = [
+        row
+        for row in _own_rows(folder / _FOLDER / "reflections.parquet", _REFLECTION_COLUMNS, models)
+        if row["dataset"] == name and row["split"] in splits
+    ]
+    titles = _Titles(dataset, embedder, source.catalogue(folder) if rows else {}, rows)
+    keys = [titles.state(row["history_item_ids"]) for row in rows]
+    experiences = [
+        (key, {"title": titles.action(row["action_item_id"]), "encouraged": row["sign"] > 0})
+        for key, row in zip(keys, rows, strict=True)
+        if row["sign"]
+    ]
+    scale = 5.0 / (1.0 - gamma) / (_CRITIC_BEST - _CRITIC_WORST)
+    values = [
+        (key, {"value": (float(row["critic_value"]) - _CRITIC_WORST) * scale})
+        for key, row in zip(keys, rows, strict=True)
+        if row["critic_value"] is not None
+    ]
+    texts_ = [" ".join(row["text"].split()) for row in reflections]
+    entries: dict[str, list[tuple[str, dict[str, Any]]]] = {
+        "reflections": [(text, {"text": text}) for text in dict.fromkeys(texts_)],
+        "experiences": experiences,
+        "values": values,
+    }
+    return entries, {
+        "models": list(models),
+        "splits": list(splits),
+        "entries": {kind: len(kept) for kind, kept in entries.items()},
+        "encouraged": sum(bool(value["encouraged"]) for _, value in experiences),
+        "repeated_reflections": len(texts_) - len(entries["reflections"]),
+        "grounding": titles.report(row["action_item_id"] for row in rows if row["sign"]),
+    }
 
 
 @dataclass(frozen=True)
@@ -184,8 +342,8 @@ class _Billp:
     catalogue_folders: tuple[str, ...]
     shared_splits: tuple[str, ...]
 
-    def catalogue(self, root: Path) -> dict[int, tuple[str, str]]:
-        """Returns title and text (title and genres) per BiLLP id."""
+    def catalogue(self, root: Path) -> dict[int, RecordedItem]:
+        """Returns the items by BiLLP id."""
         files = [root / folder / "billp_catalogue.parquet" for folder in self.catalogue_folders]
         file = next((file for file in files if file.is_file()), files[0])
         table = read_table(file, ("item_id", "title", "genres"))
@@ -195,12 +353,9 @@ class _Billp:
             lists_of_text(table["genres"]),
             strict=True,
         )
-        return {
-            int(item): (title, ". ".join(part for part in (title, ", ".join(genres)) if part))
-            for item, title, genres in rows
-        }
+        return {int(item): RecordedItem(title, tuple(genres)) for item, title, genres in rows}
 
-    def episodes(self, root: Path, models: Sequence[str]) -> list[_Episode]:
+    def episodes(self, root: Path, models: Sequence[str]) -> list[RecordedEpisode]:
         """Returns the recorded sessions of the models, none where there are no files.
 
         Raises:
@@ -209,7 +364,7 @@ class _Billp:
         printed = root / _FOLDER / f"{self.name}_trajectories.parquet"
         memory = root / _FOLDER / f"{self.name}_memory_transitions.parquet"
         readers = ((printed, _read_printed), (memory, _read_memory))
-        found: list[_Episode] = []
+        found: list[RecordedEpisode] = []
         known: set[str] = set()
         for file, read in readers:
             open_models = set(models) - {episode.model for episode in found}
@@ -218,34 +373,39 @@ class _Billp:
             episodes = read(file)
             known |= {episode.model for episode in episodes}
             found += [episode for episode in episodes if episode.model in open_models]
-        for model in models:
-            if known and model not in known:
-                raise DataError(
-                    f"No recorded {self.name} session is of the model {model!r}: "
-                    f"{near_miss(model, known)}."
-                )
+        if known:
+            _check_models(models, known, f"the recorded {self.name} sessions")
         return found
 
 
+_SOURCES = {
+    "steam": _Billp("steam", ("steam",), ()),
+    "amazon": _Billp("amazon", ("amazon_book", "amazon"), ("test",)),
+}
+
+
+def _source(name: str) -> _Billp:
+    if name not in _SOURCES:
+        raise DataError(f"There are no recordings of {name!r}: {near_miss(name, _SOURCES)}.")
+    return _SOURCES[name]
+
+
 def _sessions(
-    source: _Billp,
+    name: str,
     dataset: Dataset,
     root: str | Path | None,
     embedder: Embedder,
     models: Sequence[str],
     min_similarity: float,
 ) -> tuple[list[Session], dict[str, Any]]:
-    folder = find_root(root)
-    episodes = source.episodes(folder, models)
+    episodes, catalogue = recorded_episodes(name, root, models=models)
     if not episodes:
         return [], {}
-    catalogue = source.catalogue(folder)
-    _check_ids(episodes, catalogue, source.name)
     retelling = _Retelling(dataset, embedder, catalogue, episodes, min_similarity)
     users = {user: index for index, user in enumerate(dataset.user_ids)}
     sessions = []
     for episode in episodes:
-        shared = episode.split in source.shared_splits
+        shared = episode.split in _SOURCES[name].shared_splits
         user = users.get(str(episode.user_id), -1) if shared else -1
         session = retelling.session(episode, user)
         if session is not None:
@@ -259,7 +419,7 @@ class _Retelling:
     Args:
         dataset: Whose catalogue.
         embedder: Fitted on the catalogue's texts.
-        catalogue: Title and text per BiLLP id.
+        catalogue: The items by BiLLP id.
         episodes: All that will be told; their texts are embedded at once.
         min_similarity: Steps below it are left out.
     """
@@ -268,8 +428,8 @@ class _Retelling:
         self,
         dataset: Dataset,
         embedder: Embedder,
-        catalogue: dict[int, tuple[str, str]],
-        episodes: Sequence[_Episode],
+        catalogue: dict[int, RecordedItem],
+        episodes: Sequence[RecordedEpisode],
         min_similarity: float,
     ) -> None:
         self.tally = _Tally()
@@ -277,10 +437,12 @@ class _Retelling:
         self._min_similarity = min_similarity
         self._grounder = Grounder(dataset.catalogue, embedder)
         shown = sorted({step.shown for episode in episodes for step in episode.steps})
-        vectors: npt.NDArray[np.float32] = embedder.embed([catalogue[item][1] for item in shown])
+        vectors: npt.NDArray[np.float32] = embedder.embed(
+            [catalogue[item].document for item in shown]
+        )
         self._vectors = dict(zip(shown, vectors, strict=True))
 
-    def session(self, episode: _Episode, user: int) -> Session | None:
+    def session(self, episode: RecordedEpisode, user: int) -> Session | None:
         """Returns an episode as a session, or None where no step of it is left."""
         found = list(self._steps(episode.steps))
         if not found:
@@ -309,17 +471,17 @@ class _Retelling:
 
     def _history(self, items: Iterable[int]) -> tuple[int, ...]:
         """Returns the history by title alone; an item that the dataset lacks is left out."""
-        found = [self._grounder.lookup(self._catalogue[item][0]) for item in items]
+        found = [self._grounder.lookup(self._catalogue[item].title) for item in items]
         self.tally.history_items += len(found)
         self.tally.history_dropped += found.count(None)
         return tuple(grounded.item for grounded in found if grounded)
 
-    def _steps(self, steps: Iterable[_Record]) -> Iterator[tuple[_Record, Grounded, str]]:
+    def _steps(self, steps: Iterable[RecordedStep]) -> Iterator[tuple[RecordedStep, Grounded, str]]:
         """Yields the steps that are kept, their item, and what it was found by."""
         said: set[str] = set()
         shown: set[int] = set()
         for step in steps:
-            words = step.said or self._catalogue[step.shown][0]
+            words = step.said or self._catalogue[step.shown].title
             grounded, by = self._ground(step, shown)
             if words in said or grounded.item in shown:
                 self.tally.dropped["repeated"] += 1
@@ -335,17 +497,99 @@ class _Retelling:
                 self.tally.similarities.append(grounded.similarity)
             yield step, grounded, by
 
-    def _ground(self, step: _Record, shown: set[int]) -> tuple[Grounded, str]:
+    def _ground(self, step: RecordedStep, shown: set[int]) -> tuple[Grounded, str]:
         named = self._grounder.lookup(step.said)
         if named:
             return named, "named"
-        instead = self._grounder.lookup(self._catalogue[step.shown][0], shown)
+        instead = self._grounder.lookup(self._catalogue[step.shown].title, shown)
         if instead:
             return instead, "shown"
         return self._grounder.nearest(self._vectors[step.shown], shown), "shown"
 
 
-def _read_printed(file: Path) -> list[_Episode]:
+def _check_models(models: Sequence[str], known: Collection[str], where: str) -> None:
+    for model in models:
+        if model not in known:
+            raise DataError(
+                f"{where} hold nothing of the model {model!r}: {near_miss(model, known)}."
+            )
+
+
+class _Titles:
+    """Titles of a dataset for the items of BiLLP's catalogue.
+
+    Args:
+        dataset: Whose titles.
+        embedder: Fitted on the catalogue's texts.
+        catalogue: The items by BiLLP id.
+        rows: Of the agents' memory; the texts of their actions are embedded at once.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        embedder: Embedder,
+        catalogue: dict[int, RecordedItem],
+        rows: Sequence[dict[str, Any]],
+    ) -> None:
+        actions = sorted({int(row["action_item_id"]) for row in rows})
+        before = {int(item) for row in rows for item in row["history_item_ids"] if item >= 0}
+        _check_known({*actions, *before}, catalogue, "memories")
+        self._own = dataset.catalogue.titles
+        self._known: dict[int, str] = {}
+        self._actions: dict[int, Grounded] = {}
+        if not rows:
+            return
+        grounder = Grounder(dataset.catalogue, embedder)
+        lacking = []
+        for item in sorted({*actions, *before}):
+            found = grounder.lookup(catalogue[item].title)
+            self._known[item] = self._own[found.item] if found else catalogue[item].title
+            if found:
+                self._actions[item] = found
+            elif item in actions:
+                lacking.append(item)
+        vectors = embedder.embed([catalogue[item].document for item in lacking])
+        for item, vector in zip(lacking, vectors, strict=True):
+            self._actions[item] = grounder.nearest(vector)
+
+    def state(self, items: Iterable[int]) -> str:
+        """Returns the key of a state: its titles, oldest first; an unmatched item has none."""
+        return "; ".join(self._known[item] for item in items if item >= 0)
+
+    def action(self, item: int) -> str:
+        """Returns the title of the dataset's item."""
+        return self._own[self._actions[item].item]
+
+    def report(self, items: Iterable[int]) -> dict[str, int]:
+        """Returns how many of the items were grounded by which rule."""
+        counts = Counter(self._actions[item].how for item in items)
+        return {how: counts[how] for how in ("exact", "normalised", "similar")}
+
+
+def _own_rows(
+    file: Path,
+    columns: Sequence[str],
+    models: Sequence[str],
+    splits: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Returns the rows of the models that are no copies; none where there is no file.
+
+    Raises:
+        DataError: The file has no row of one of the models.
+    """
+    if not file.is_file():
+        return []
+    table = read_table(file, columns)
+    _check_models(models, set(table["model"].unique().to_pylist()), file.name)
+    own = pc.and_(pc.invert(table["inherited"]), pc.is_in(table["model"], pa.array(list(models))))
+    if splits is not None:
+        own = pc.and_(own, pc.is_in(table["split"], pa.array(list(splits), pa.string())))
+    rows: list[dict[str, Any]] = table.filter(own).to_pylist()
+    return rows
+
+
+def _read_printed(file: Path) -> list[RecordedEpisode]:
     """Reads whole sessions as BiLLP's runs printed them."""
     rows = read_table(file, _TRAJECTORY_COLUMNS).to_pylist()
     episodes = []
@@ -355,7 +599,7 @@ def _read_printed(file: Path) -> list[_Episode]:
                 first,
                 first["user_history_item_ids"],
                 [
-                    _Record(
+                    RecordedStep(
                         said=(row["raw_action"] or "").strip(),
                         shown=int(row["action_item_id"]),
                         thought=row["thought"] or "",
@@ -369,16 +613,18 @@ def _read_printed(file: Path) -> list[_Episode]:
     return episodes
 
 
-def _read_memory(file: Path) -> list[_Episode]:
+def _read_memory(file: Path) -> list[RecordedEpisode]:
     """Reads sessions out of the agents' memory: only the run's own, with the user's own history."""
     rows = [
         row
         for row in read_table(file, _MEMORY_COLUMNS).to_pylist()
-        if not row["inherited"] and row["history_scope"] == "user_history_plus_recommended"
+        if not row["inherited"] and row["history_scope"] == _WHOLE_HISTORY
     ]
     episodes = []
     for first, steps in _by_episode(rows):
-        records = [_Record("", int(row["action_item_id"]), "", None, left=False) for row in steps]
+        records = [
+            RecordedStep("", int(row["action_item_id"]), "", None, left=False) for row in steps
+        ]
         episodes.append(_episode(first, first["history_item_ids"], records))
     return episodes
 
@@ -393,8 +639,10 @@ def _by_episode(
         yield steps[0], steps
 
 
-def _episode(first: dict[str, Any], history: Iterable[int], steps: list[_Record]) -> _Episode:
-    return _Episode(
+def _episode(
+    first: dict[str, Any], history: Iterable[int], steps: list[RecordedStep]
+) -> RecordedEpisode:
+    return RecordedEpisode(
         run=first["run"],
         model=first["model"],
         split=first["split"],
@@ -406,15 +654,19 @@ def _episode(first: dict[str, Any], history: Iterable[int], steps: list[_Record]
 
 
 def _check_ids(
-    episodes: Iterable[_Episode], catalogue: dict[int, tuple[str, str]], name: str
+    episodes: Iterable[RecordedEpisode], catalogue: dict[int, RecordedItem], name: str
 ) -> None:
     """Checks that the catalogue knows every item of the sessions."""
     used = {item for episode in episodes for item in episode.history}
     used |= {step.shown for episode in episodes for step in episode.steps}
+    _check_known(used, catalogue, f"{name} sessions")
+
+
+def _check_known(used: set[int], catalogue: dict[int, RecordedItem], what: str) -> None:
     unknown = used - catalogue.keys()
     if unknown:
         raise DataError(
-            f"The recorded {name} sessions hold {len(unknown)} item ids (the lowest is "
+            f"The recorded {what} hold {len(unknown)} item ids (the lowest is "
             f"{min(unknown)}) that billp_catalogue.parquet lacks, expected ids of that catalogue: "
             "take both files from the same source."
         )
@@ -422,7 +674,7 @@ def _check_ids(
 
 def _report(
     models: Sequence[str],
-    episodes: Sequence[_Episode],
+    episodes: Sequence[RecordedEpisode],
     sessions: Sequence[Session],
     tally: _Tally,
 ) -> dict[str, Any]:

@@ -7,8 +7,8 @@ oracle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from recsim_env.termination import CategoryDiversity, Repeat
 __all__ = [
     "Episodes",
     "Planner",
+    "Played",
+    "draw_users",
     "explore",
     "explorer",
     "greedy",
@@ -53,6 +55,34 @@ class Episodes:
     returns: FloatArray
     ended_by: tuple[str, ...]
     actions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What somebody played, and what a table of results has to say about it.
+
+    Attributes:
+        name: Of the player, as the table names it.
+        episodes: Its sessions.
+        seconds: Wall time of playing them.
+        columns: Further columns of the table, by their heads, as text: ``{"cost": "$0.12"}``.
+    """
+
+    name: str
+    episodes: Episodes
+    seconds: float
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def draw_users(dynamics: Dynamics, n_episodes: int, seed: int | np.random.Generator) -> IntArray:
+    """Returns (n_episodes,) the users whose sessions `run_episodes` plays under a seed.
+
+    Args:
+        dynamics: Whose users.
+        n_episodes: How many sessions.
+        seed: Of the draw; a generator is drawn from where it stands.
+    """
+    return np.random.default_rng(seed).integers(dynamics.n_users, size=n_episodes)
 
 
 def random_policy(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
@@ -196,7 +226,7 @@ def run_episodes(
         batch: Sessions at a time.
     """
     generator = np.random.default_rng(seed)
-    users = generator.integers(dynamics.n_users, size=n_episodes)
+    users = draw_users(dynamics, n_episodes, generator)
     lengths = np.zeros(n_episodes, np.int64)
     returns = np.zeros(n_episodes, np.float32)
     ended = np.zeros(n_episodes, np.int8)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from recsim_env.datasets import Dataset
-from recsim_env.prepare import Prepared
-from recsim_env.vector_env import RecVectorEnv
+if TYPE_CHECKING:
+    from recsim_env.datasets import Dataset
+    from recsim_env.prepare import Prepared
+    from recsim_env.vector_env import RecVectorEnv
 
 __all__ = ["ENVIRONMENTS", "make_vector_env", "register_envs"]
 
@@ -41,6 +42,8 @@ def make_vector_env(
         max_episode_steps: Gymnasium's name for ``limit``, which it takes the place of where given.
         kwargs: The other arguments of `RecVectorEnv`.
     """
+    from recsim_env.vector_env import RecVectorEnv  # takes seconds, which `import recsim_env` saves
+
     if max_episode_steps is not None:
         kwargs["limit"] = max_episode_steps
     return RecVectorEnv(num_envs, dataset, **kwargs)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from recsim_env.errors import DataError, near_miss
 
 __all__ = [
+    "BILLP",
     "PRESETS",
     "CategoryDiversity",
     "Repeat",
@@ -161,19 +162,22 @@ class Similarity:
         threshold: Distance below which two items count as alike.
         window: How many items before the current one are compared.
         min_reward: Rewards below it end the session.
+        free_steps: How many steps at the start of a session the rule lets pass, whatever is shown.
     """
 
     threshold: float = 0.5
     window: int = 4
     min_reward: float = 2.0
     name: str = "similarity"
+    free_steps: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.window < 1 or self.threshold < 0:
+        if self.window < 1 or not self.threshold >= 0 or self.free_steps < 0:
             raise DataError(
-                f"Similarity got window={self.window} and threshold={self.threshold}; the window "
-                "must be 1 or more and the threshold not negative."
+                f"Similarity got window={self.window}, threshold={self.threshold} and "
+                f"free_steps={self.free_steps}; the window must be 1 or more, the threshold and "
+                "the free steps not negative."
             )
 
     def __call__(self, context: RuleContext) -> BoolArray:
@@ -186,8 +190,16 @@ class Similarity:
         difference = context.text[recent] - context.text[context.items][:, None, :]
         distance = np.sqrt(np.square(difference).sum(-1))
         alike = np.asarray((valid & (distance < self.threshold)).any(axis=1))
-        return alike | np.asarray(context.rewards < self.min_reward)
+        ends = alike | np.asarray(context.rewards < self.min_reward)
+        return np.asarray(ends & (context.steps >= self.free_steps))
 
+
+BILLP: dict[str, float] = {"steam": 0.44, "amazon": 0.32}
+"""Thresholds of ``termination="billp"`` per dataset, for text embeddings of 64 numbers (the default
+``text_dim``): those that best separate the recorded steps at which users left from those at which
+they stayed, chosen on one half of the users; see ``benchmarks/similarity_rule.py``."""
+_BILLP_OTHERS = 0.44
+"""For datasets without recorded sessions: uncalibrated, that of Steam."""
 
 PRESETS: dict[str, tuple[int, int]] = {
     "steam": (50, 4),
@@ -211,8 +223,13 @@ def make_rules(
     """Builds the rules of an environment.
 
     Args:
-        termination: ``"category"`` (the paper's rule with the dataset's preset), ``"similarity"``,
-            ``"none"``, a rule, or several.
+        termination: ``"category"`` (the paper's rule with the dataset's preset), ``"similarity"``
+            (`Similarity` with its defaults), ``"billp"``, ``"none"``, a rule, or several.
+            ``"billp"`` is `Similarity` as BiLLP's simulator has it (the last 4 items, rewards of at
+            least 2, nothing ends at the first step) with the dataset's threshold of `BILLP`, or
+            Steam's, uncalibrated, for a dataset that is not in it. It matches the recorded users in
+            parts: items shown again and low rewards end a session here as there; beyond that,
+            nearness in this space says nothing of where they left.
         dataset: Whose preset to take; unknown names get 50/4.
         window: Overrides the preset's window.
         max_repeats: Overrides the preset's count.
@@ -233,6 +250,7 @@ def make_rules(
         choices: dict[str, tuple[Rule, ...]] = {
             "category": (category,),
             "similarity": (Similarity(),),
+            "billp": (Similarity(BILLP.get(dataset, _BILLP_OTHERS), free_steps=1),),
             "none": (),
         }
         if termination not in choices:

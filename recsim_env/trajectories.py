@@ -31,7 +31,7 @@ __all__ = [
     "to_minari",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _METADATA_KEY = b"ilrec.trajectories"
 _SCHEMA = pa.schema(
     [
@@ -47,9 +47,18 @@ _SCHEMA = pa.schema(
         pa.field("n_actions", pa.int64()),
         pa.field("action_masks", pa.binary()),
         pa.field("extras", pa.string(), nullable=False),
+        pa.field("state_embeddings", pa.list_(pa.float32())),
+        pa.field("state_embedding_dim", pa.int32()),
+        pa.field("action_embeddings", pa.list_(pa.float32())),
+        pa.field("action_embedding_dim", pa.int32()),
     ],
     metadata={_METADATA_KEY: json.dumps({"version": SCHEMA_VERSION}).encode()},
 )
+_VERSION_2 = _SCHEMA.names[-4:]
+_COLUMNS = {1: [name for name in _SCHEMA.names if name not in _VERSION_2], 2: _SCHEMA.names}
+"""Columns of each version of the format that this release reads."""
+_MINARI_KEY = "ilrec"
+_OPTIONAL_ARRAYS = ("action_masks", "state_embeddings", "action_embeddings")
 _MINARI_INSTALL = "pip install 'ilrec[minari]'"
 
 
@@ -70,6 +79,10 @@ class Trajectory:
             an allowed action; or None where everything was allowed.
         n_actions: Number of actions there were to choose from; or None where unknown.
         extras: What else is known of each step: lists of length T of JSON-able values.
+        state_embeddings: (T, e) float32, finite, e at least 1: the text of the state before each
+            step, embedded (IL-Rec, IV-A); or None.
+        action_embeddings: (T, f) float32, finite, f at least 1: the text of each action, embedded;
+            or None.
     """
 
     observations: np.ndarray
@@ -83,6 +96,8 @@ class Trajectory:
     action_masks: np.ndarray | None = None
     n_actions: int | None = None
     extras: Mapping[str, list[Any]] = field(default_factory=dict)
+    state_embeddings: np.ndarray | None = None
+    action_embeddings: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Brings every field to its type and checks that they fit together."""
@@ -106,6 +121,7 @@ class Trajectory:
         self._check_numbers()
         self._check_masks()
         self._check_extras()
+        self._check_embeddings()
 
     def _check_actions(self) -> None:
         low, high = int(self.actions.min()), int(self.actions.max())
@@ -162,6 +178,20 @@ class Trajectory:
                     "one for each step: fill the gaps with None."
                 )
 
+    def _check_embeddings(self) -> None:
+        for name in ("state_embeddings", "action_embeddings"):
+            if getattr(self, name) is None:
+                continue
+            values = np.array(getattr(self, name), dtype=np.float32)
+            fits = values.ndim == 2 and len(values) == len(self) and values.shape[1] > 0
+            if not fits or not np.isfinite(values).all():
+                raise DataError(
+                    f"{name} of shape {values.shape} came for {len(self)} steps; expected finite "
+                    f"numbers of shape ({len(self)}, e), e at least 1: embed one text for each "
+                    "step."
+                )
+            object.__setattr__(self, name, values)
+
     def __len__(self) -> int:
         """Returns the number of steps T."""
         return len(self.actions)
@@ -170,30 +200,24 @@ class Trajectory:
         """Returns whether every field is the same, arrays element by element."""
         if not isinstance(other, Trajectory):
             return NotImplemented
-        arrays = ("observations", "actions", "rewards", "action_masks")
-        for name in self.__dataclass_fields__:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if name in arrays and mine is not None and theirs is not None:
-                if not np.array_equal(mine, theirs):
-                    return False
-            elif name in arrays:
-                if mine is not theirs:
-                    return False
-            elif mine != theirs:
-                return False
-        return True
+        return all(
+            _same(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         """Returns the shapes and what tells sessions apart, not the arrays."""
-        masks = "None" if self.action_masks is None else str(self.action_masks.shape)
+        arrays = {name: getattr(self, name) for name in _OPTIONAL_ARRAYS}
+        shapes = {name: None if array is None else array.shape for name, array in arrays.items()}
         return (
             f"Trajectory(steps={len(self)}, observations={self.observations.shape}, "
             f"total_reward={float(self.rewards.sum()):.2f}, terminated={self.terminated}, "
             f"truncated={self.truncated}, user={self.user}, history={len(self.history)} items, "
-            f"source={self.source!r}, action_masks={masks}, n_actions={self.n_actions}, "
-            f"extras={sorted(self.extras)})"
+            f"source={self.source!r}, action_masks={shapes['action_masks']}, "
+            f"n_actions={self.n_actions}, extras={sorted(self.extras)}, "
+            f"state_embeddings={shapes['state_embeddings']}, "
+            f"action_embeddings={shapes['action_embeddings']})"
         )
 
     def returns(self, gamma: float = 1.0) -> np.ndarray:
@@ -220,15 +244,27 @@ class Trajectory:
         return bits.view(np.bool_)
 
 
-def _to_row(trajectory: Trajectory, position: int) -> dict[str, Any]:
+def _same(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
+        return np.array_equal(mine, theirs)
+    if isinstance(mine, np.ndarray) or isinstance(theirs, np.ndarray):
+        return False
+    return bool(mine == theirs)
+
+
+def _extras_as_json(trajectory: Trajectory, position: int) -> str:
     try:
-        extras = json.dumps(trajectory.extras, allow_nan=False)
+        return json.dumps(trajectory.extras, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"extras of trajectory {position} cannot be written as JSON ({error}); expected lists "
             "of numbers, strings, booleans, None, lists or dicts: convert them first."
         ) from error
+
+
+def _to_row(trajectory: Trajectory, position: int) -> dict[str, Any]:
     masks = trajectory.action_masks
+    states, acts = trajectory.state_embeddings, trajectory.action_embeddings
     return {
         "observations": trajectory.observations.ravel(),
         "observation_dim": trajectory.observations.shape[1],
@@ -241,7 +277,11 @@ def _to_row(trajectory: Trajectory, position: int) -> dict[str, Any]:
         "source": trajectory.source,
         "n_actions": trajectory.n_actions,
         "action_masks": None if masks is None else masks.tobytes(),
-        "extras": extras,
+        "extras": _extras_as_json(trajectory, position),
+        "state_embeddings": None if states is None else states.ravel(),
+        "state_embedding_dim": None if states is None else states.shape[1],
+        "action_embeddings": None if acts is None else acts.ravel(),
+        "action_embedding_dim": None if acts is None else acts.shape[1],
     }
 
 
@@ -283,12 +323,13 @@ def _read_table(path: Path) -> pa.Table:
             "save_trajectories: check the path."
         )
     version = json.loads(stored).get("version")
-    if version != SCHEMA_VERSION:
+    if version not in _COLUMNS:
+        known = " and ".join(str(number) for number in _COLUMNS)
         raise DataError(
-            f"{path} has version {version} of the trajectory format; this release reads version "
-            f"{SCHEMA_VERSION}: install the release that wrote it, or collect it again."
+            f"{path} has version {version} of the trajectory format; this release reads versions "
+            f"{known}: install the release that wrote it, or collect it again."
         )
-    missing = [name for name in _SCHEMA.names if name not in table.schema.names]
+    missing = [name for name in _COLUMNS[version] if name not in table.schema.names]
     if missing:
         raise DataError(
             f"{path} lacks the columns {', '.join(missing)}; expected those that "
@@ -312,7 +353,7 @@ def load_trajectories(path: str | Path) -> list[Trajectory]:
     """
     path = Path(path)
     table = _read_table(path)
-    columns = {name: table.column(name) for name in _SCHEMA.names}
+    columns = {name: table.column(name) for name in _SCHEMA.names if name in table.schema.names}
     trajectories = []
     for row in range(table.num_rows):
         scalars = {name: column[row] for name, column in columns.items()}
@@ -329,6 +370,13 @@ def _from_row(row: Mapping[str, Any]) -> Trajectory:
     if packed is not None:
         masks = np.frombuffer(packed, np.uint8).reshape(len(actions) + 1, -1)
     dim = row["observation_dim"].as_py()
+
+    def embeddings(kind: str) -> np.ndarray | None:
+        name, size = f"{kind}_embeddings", f"{kind}_embedding_dim"
+        if name not in row or not row[name].is_valid:
+            return None
+        return array(name, np.float32).reshape(len(actions), row[size].as_py())
+
     return Trajectory(
         observations=array("observations", np.float32).reshape(len(actions) + 1, dim),
         actions=actions,
@@ -341,17 +389,19 @@ def _from_row(row: Mapping[str, Any]) -> Trajectory:
         action_masks=masks,
         n_actions=row["n_actions"].as_py(),
         extras=json.loads(row["extras"].as_py()),
+        state_embeddings=embeddings("state"),
+        action_embeddings=embeddings("action"),
     )
 
 
 def to_minari(trajectories: Sequence[Trajectory], env_id: str | None, dataset_id: str) -> Any:
     """Writes trajectories as a Minari dataset (in its Arrow form).
 
-    Observations, actions, rewards and session ends travel; user, history, masks and extras have no
-    place there.
+    All that a trajectory holds travels: what Minari has no field for goes into the infos of its
+    steps (masks, embeddings) and into the metadata of its episodes (user, history, source, extras).
 
     Args:
-        trajectories: At least one.
+        trajectories: At least one; their arrays have the same number of columns.
         env_id: The Gymnasium id of the environment they come from; None where there is none, and
             the spaces are then made of the data.
         dataset_id: Minari's name, such as ``"ilrec/steam/gpt4-v0"``.
@@ -362,6 +412,16 @@ def to_minari(trajectories: Sequence[Trajectory], env_id: str | None, dataset_id
     minari = _import_minari()
     if not trajectories:
         raise DataError("No trajectories came; a Minari dataset needs at least one: collect some.")
+    widths = {name: _width(trajectories, name) for name in ("observations", *_OPTIONAL_ARRAYS)}
+    if not widths["observations"]:
+        raise DataError(
+            "Observations without a column came; Minari cannot hold them: choose an environment "
+            "with observations."
+        )
+    metadata = [
+        {_MINARI_KEY: _episode_metadata(trajectory, position)}
+        for position, trajectory in enumerate(trajectories)
+    ]
     buffers = [
         minari.data_collector.EpisodeBuffer(
             id=number,
@@ -370,16 +430,56 @@ def to_minari(trajectories: Sequence[Trajectory], env_id: str | None, dataset_id
             rewards=trajectory.rewards.tolist(),
             terminations=_at_the_end(len(trajectory), trajectory.terminated),
             truncations=_at_the_end(len(trajectory), trajectory.truncated),
+            infos=_to_infos(trajectory, widths),
         )
         for number, trajectory in enumerate(trajectories)
     ]
-    dim = trajectories[0].observations.shape[1]
     known = [t.n_actions or int(t.actions.max()) + 1 for t in trajectories]
     where: dict[str, Any] = {"env": env_id}
     if env_id is None:
-        where["observation_space"] = spaces.Box(-np.inf, np.inf, (dim,), np.float32)
+        where["observation_space"] = spaces.Box(
+            -np.inf, np.inf, (widths["observations"],), np.float32
+        )
         where["action_space"] = spaces.Discrete(max(known))
-    return minari.create_dataset_from_buffers(dataset_id, buffers, data_format="arrow", **where)
+    dataset = minari.create_dataset_from_buffers(dataset_id, buffers, data_format="arrow", **where)
+    dataset.storage.update_episode_metadata(metadata)
+    return dataset
+
+
+def _episode_metadata(trajectory: Trajectory, position: int) -> dict[str, Any]:
+    return {
+        "user": trajectory.user,
+        "history": trajectory.history,
+        "source": trajectory.source,
+        "n_actions": trajectory.n_actions,
+        "extras": json.loads(_extras_as_json(trajectory, position)),
+        "arrays": [name for name in _OPTIONAL_ARRAYS if getattr(trajectory, name) is not None],
+    }
+
+
+def _width(trajectories: Sequence[Trajectory], name: str) -> int:
+    """Returns the number of columns of an array, the same in all; 0 where none has it."""
+    arrays = [getattr(trajectory, name) for trajectory in trajectories]
+    widths = {array.shape[1] for array in arrays if array is not None}
+    if len(widths) > 1:
+        raise DataError(
+            f"{name} with {' and '.join(map(str, sorted(widths)))} columns came; a Minari dataset "
+            "needs the same number in each trajectory: write one dataset for each."
+        )
+    return int(widths.pop()) if widths else 0
+
+
+def _to_infos(trajectory: Trajectory, widths: Mapping[str, int]) -> dict[str, np.ndarray] | None:
+    """Returns the optional arrays in Minari's form, all episodes alike: T + 1 rows, or zeros."""
+    infos = {}
+    for name in _OPTIONAL_ARRAYS:
+        if widths[name]:
+            dtype = np.uint8 if name == "action_masks" else np.float32
+            infos[name] = np.zeros((len(trajectory) + 1, widths[name]), dtype)
+            array = getattr(trajectory, name)
+            if array is not None:
+                infos[name][: len(array)] = array
+    return infos or None
 
 
 def from_minari(dataset_id: str) -> list[Trajectory]:
@@ -389,7 +489,8 @@ def from_minari(dataset_id: str) -> list[Trajectory]:
         dataset_id: Minari's name of it.
 
     Returns:
-        One trajectory for each episode, `dataset_id` being its source.
+        One trajectory for each episode: those that `to_minari` was given; of another dataset what
+        Minari knows, `dataset_id` being the source.
     """
     dataset = _import_minari().load_dataset(dataset_id)
     n_actions = getattr(dataset.action_space, "n", None)
@@ -398,18 +499,27 @@ def from_minari(dataset_id: str) -> list[Trajectory]:
             f"The Minari dataset {dataset_id!r} has the action space {dataset.action_space}; "
             "expected a Discrete one: choose a dataset with discrete actions."
         )
+    about = {"source": dataset_id, "n_actions": int(n_actions)}
+    metadata = dataset.storage.get_episode_metadata(dataset.episode_indices)
     return [
-        Trajectory(
-            observations=np.asarray(episode.observations).reshape(len(episode) + 1, -1),
-            actions=np.asarray(episode.actions),
-            rewards=np.asarray(episode.rewards),
-            terminated=bool(episode.terminations[-1]),
-            truncated=bool(episode.truncations[-1]),
-            source=dataset_id,
-            n_actions=int(n_actions),
-        )
-        for episode in dataset.iterate_episodes()
+        _from_episode(episode, {**about, **known.get(_MINARI_KEY, {})})
+        for episode, known in zip(dataset.iterate_episodes(), metadata, strict=True)
     ]
+
+
+def _from_episode(episode: Any, about: Mapping[str, Any]) -> Trajectory:
+    fields = dict(about)
+    steps = len(episode)
+    for name in fields.pop("arrays", ()):
+        fields[name] = episode.infos[name][: steps + 1 if name == "action_masks" else steps]
+    return Trajectory(
+        observations=np.asarray(episode.observations).reshape(steps + 1, -1),
+        actions=np.asarray(episode.actions),
+        rewards=np.asarray(episode.rewards),
+        terminated=bool(episode.terminations[-1]),
+        truncated=bool(episode.truncations[-1]),
+        **fields,
+    )
 
 
 def _at_the_end(steps: int, value: bool) -> list[bool]:

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ilrec_sb3 import cli
 from ilrec_sb3.cli import main
-from recsim_env import Prepared
+from recsim_env import Dynamics, Prepared
+from recsim_env.planners import Played, draw_users, rule_aware, run_episodes
 
 SMALL = ["--option", "n_users=60", "--option", "n_items=40", "--option", "seed=3", "--no-progress"]
 QUICK = ["--set", "warm_start_steps=2", "--set", "discriminator_steps=1", "--set", "batch_size=16"]
@@ -160,6 +162,18 @@ def test_prepare_own_tables_then_find_them(capsys: pytest.CaptureFixture[str]) -
     named = ["--column", "user=client", "--rating-column", "stars", "--rating-scale", "0", "10"]
     assert main(["prepare", *own, *named, "--no-progress"]) == 0
     assert "ilrec train --dataset mine" in capsys.readouterr().out
+    option = ["--option", "x=1", "--no-progress"]
+    for command in (
+        ["prepare", "mine"],
+        ["prepare", *own],
+        ["train", "--dataset", "mine"],
+        ["demo", "--dataset", "mine"],
+        ["evaluate", "no.zip", "--dataset", "mine"],
+    ):
+        assert main([*command, *option]) == 1
+        refused = capsys.readouterr().err.strip()
+        assert "--option x=1 came for 'mine', a dataset of your own" in refused
+        assert len(refused.splitlines()) == 1
     train = ["train", "--dataset", "mine", "--no-progress", "--algorithm", "A2C", "--steps", "80"]
     assert main(train) == 0
     assert Path("runs/mine-A2C-seed0/model.zip").exists()
@@ -212,14 +226,17 @@ class Plug:
 
 
 def test_commands_plug_in(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def add(subparsers: Any) -> None:
         parser: argparse.ArgumentParser = subparsers.add_parser("greet")
         parser.add_argument("--loud", action="store_true")
         parser.set_defaults(run=lambda arguments: 7 if arguments.loud else None)
 
-    plugs = [Plug("greet", add), Plug("broken", ImportError("no such module"))]
+    broken = Plug("broken", ImportError("no such module"))
+    plugs = [Plug("greet", add), Plug("twice", add), broken]
     monkeypatch.setattr(
         cli.importlib.metadata,
         "entry_points",
@@ -227,4 +244,101 @@ def test_commands_plug_in(
     )
     assert main(["greet"]) == 0
     assert main(["greet", "--loud"]) == 7
+    captured = caplog.messages
+    assert "'broken' of ilrec.commands cannot be loaded: no such module" in captured
+    assert "'twice' of ilrec.commands cannot be loaded: argument" in captured[1]
     assert "did you mean '--loud'" in usage_error(["greet", "--lout"], capsys)
+
+
+class FakePlayer:
+    """Recommends the first items that end no session."""
+
+    def __init__(self, shift: int = 0) -> None:
+        self.shift = shift
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--fake", action="append", default=[], metavar="NAME")
+
+    def chosen(self, arguments: argparse.Namespace) -> bool:
+        return bool(arguments.fake)
+
+    def play(
+        self, arguments: argparse.Namespace, dynamics: Dynamics, episodes: int, seed: int
+    ) -> list[Played]:
+        played = run_episodes(dynamics, rule_aware(), episodes, seed)
+        np.testing.assert_array_equal(played.users, draw_users(dynamics, episodes, seed))
+        played = replace(played, users=(played.users + self.shift) % dynamics.n_users)
+        columns = {"calls": "12", "latency": "1.5 s"}
+        return [Played(name, played, 2.0, columns) for name in arguments.fake]
+
+
+def plug_players(monkeypatch: pytest.MonkeyPatch, *plugs: Plug) -> None:
+    monkeypatch.setattr(
+        cli.importlib.metadata,
+        "entry_points",
+        lambda group, **_: plugs if group == "ilrec.players" else [],
+    )
+
+
+def test_players_are_rows_of_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_players(monkeypatch, Plug("fake", FakePlayer()))
+    small = [*SMALL, "--episodes", "10"]
+    assert main(["evaluate", "--fake", "one", "--fake", "two", *small]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:8]]
+    assert names == ["random", "greedy", "one", "two", "rule-aware planner", "oracle"]
+    assert lines[0].endswith("| wall time | calls | latency |")
+    assert lines[2].split("|")[-3].strip() == "–"
+    assert lines[2].split("|")[-2].strip().endswith(" ms")
+    assert lines[4].endswith("| 2 s | 12 | 1.5 s |")
+    assert lines[-1].startswith("synthetic, 40 items. 10 sessions")
+
+
+def test_players_play_beside_a_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_players(monkeypatch, Plug("fake", FakePlayer()))
+    train = ["train", *SMALL, "--algorithm", "A2C", "--steps", "40", "--out", "a2c"]
+    assert main(train) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "a2c", "--no-progress", "--episodes", "5", "--fake", "one"]) == 0
+    table = capsys.readouterr().out
+    assert table.index("| A2C |") < table.index("| one |") < table.index("| oracle |")
+    assert main(["evaluate", "a2c", "--no-progress", "--episodes", "5"]) == 0
+    assert "| wall time |\n" in capsys.readouterr().out
+
+
+def test_a_player_of_other_users_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_players(monkeypatch, Plug("fake", FakePlayer(shift=1)))
+    assert main(["evaluate", "--fake", "one", *SMALL, "--episodes", "10"]) == 1
+    assert "one played other users" in capsys.readouterr().err
+
+
+def test_nobody_to_play(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = Plug("broken", ImportError("no such\nmodule"))
+    plug_players(monkeypatch, broken, Plug("fake", FakePlayer()), Plug("twice", FakePlayer()))
+    assert "or choose a player by its option" in usage_error(["evaluate"], capsys)
+    assert caplog.messages[0] == "'broken' of ilrec.players cannot be loaded: no such module"
+    assert "'twice' of ilrec.players cannot be loaded: argument --fake" in caplog.messages[1]
+    plug_players(monkeypatch)
+    error = usage_error(["evaluate"], capsys)
+    assert error.strip().endswith("name a MODEL_OR_RUN, such as runs/first")
+
+
+def test_ctrl_c_before_the_command_line_is_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_parser", stop)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err.startswith("\nStopped. ")

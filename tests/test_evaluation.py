@@ -17,6 +17,8 @@ from ilrec_sb3.evaluation import (
     summarise_seeds,
     takes_masks,
 )
+from ilrec_sb3.report import Row, table_markdown
+from ilrec_sb3.training import evaluate_models
 from recsim_env import DataError, Dynamics, Prepared
 from recsim_env.demonstrations import demonstrations
 from recsim_env.planners import Episodes, run_episodes
@@ -147,3 +149,45 @@ def test_demonstrations_are_judged_by_the_other_world_model(
     judged = replay_sessions(test, shown)
     assert judged.lengths.tolist() == same.lengths.tolist()
     assert not np.allclose(judged.returns, same.returns)
+
+
+def _row(policy: str, rate: float, trained: bool = False, **columns: str) -> Row:
+    return Row(policy, Summary(10, 4.0, 3.0, 12.0, 11.0, 13.0), rate, 2.0, trained, columns)
+
+
+def test_further_columns_come_with_the_latency_of_everyone() -> None:
+    rows = [
+        _row("random", 4_000.0),
+        _row("A2C", 100.0, trained=True),
+        _row("agent | one", 0.25, calls="1,234", cost="", latency="4.1 s"),
+        _row("slow", 0.5, cost="$0.12"),
+    ]
+    lines = table_markdown(rows, "toy").splitlines()
+    assert lines[0].endswith("| wall time | calls | cost | latency |")
+    assert lines[2].endswith("| 4,000 | 2 s | – | – | 0.25 ms |")
+    assert lines[3].endswith("| 100 | 2 s | – | – | – |")
+    assert lines[4].startswith("| agent \\| one |")
+    assert lines[4].endswith("| 0.25 | 2 s | 1,234 | – | 4.1 s |")
+    assert lines[5].endswith("| 0.5 | 2 s | – | $0.12 | 2.0 s |")
+    assert "Latency, of one recommendation" in lines[-1]
+
+
+def test_latency_is_added_last_and_not_without_further_columns() -> None:
+    rows = [_row("agent", 20.0, cost="$1"), _row("random", 20.0), _row("slow", 1.6)]
+    table = table_markdown(rows, "toy")
+    assert table.splitlines()[0].endswith("| cost | latency |")
+    assert table.splitlines()[3].endswith("| – | 50 ms |")
+    assert table.splitlines()[4].endswith("| – | 625 ms |")
+    assert "atency" not in table_markdown([_row("random", 20.0)], "toy")
+
+
+def test_the_caption_names_who_played_fewer_sessions() -> None:
+    short = Row("agent", Summary(4, 4.0, 3.0, 12.0, 11.0, 13.0), 1.0, 2.0, trained=False)
+    table = table_markdown([_row("random", 20.0), short], "toy")
+    assert "10 sessions on the test world model" in table
+    assert "(agent: the first 4 of them)" in table
+
+
+def test_somebody_has_to_play() -> None:
+    with pytest.raises(DataError, match="Neither a model nor a player came"):
+        evaluate_models(None)

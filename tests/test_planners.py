@@ -12,6 +12,7 @@ from toy import REWARDS, toy_prepared
 
 from recsim_env import Dynamics, Prepared, RecEnv, Session, demonstrations
 from recsim_env.planners import (
+    draw_users,
     ending_items,
     explore,
     explorer,
@@ -212,3 +213,11 @@ def test_recorded_sessions_come_before_the_explorer(prepared: Prepared) -> None:
     toy = Observer(Dynamics(recorded, split="train", rules=(), limit=9))
     (trajectory,) = demonstrations(toy, n_sessions=4, seed=0)
     assert (trajectory.source, trajectory.actions.tolist()) == ("somebody", [1, 2])
+
+
+def test_users_can_be_drawn_beforehand(prepared: Prepared) -> None:
+    dynamics = Dynamics(prepared, split="test", rules=(Repeat(),), limit=3)
+    users = draw_users(dynamics, 40, seed=6)
+    np.testing.assert_array_equal(users, run_episodes(dynamics, greedy, 40, seed=6).users)
+    assert users.tolist() != draw_users(dynamics, 40, seed=7).tolist()
+    assert set(users.tolist()) <= set(range(dynamics.n_users))

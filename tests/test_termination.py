@@ -14,6 +14,7 @@ from toy import CATEGORIES
 
 from recsim_env.errors import DataError
 from recsim_env.termination import (
+    BILLP,
     PRESETS,
     CategoryDiversity,
     Repeat,
@@ -119,6 +120,25 @@ def test_similarity_rule_ends_on_low_rewards() -> None:
     assert rule(_context([5], 0, reward=2.5)).tolist() == [False]
 
 
+def test_similarity_rule_lets_the_free_steps_pass() -> None:
+    rule = Similarity(threshold=0.2, window=4, min_reward=2.0, free_steps=2)
+    assert rule(_context([], 0, reward=1.0)).tolist() == [False]
+    assert rule(_context([0], 1, reward=1.0)).tolist() == [False]
+    assert rule(_context([5, 0], 1)).tolist() == [True]
+    assert rule(_context([5, 0], 3, reward=1.0)).tolist() == [True]
+    assert rule(_context([5, 0], 3)).tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "threshold"), [("steam", 0.44), ("amazon", 0.32), ("mine", 0.44)]
+)
+def test_billp_preset_is_the_similarity_rule_calibrated(dataset: str, threshold: float) -> None:
+    rule, repeat = make_rules("billp", dataset=dataset)
+    assert rule == Similarity(threshold=threshold, window=4, min_reward=2.0, free_steps=1)
+    assert BILLP.get(dataset, threshold) == threshold
+    assert isinstance(repeat, Repeat)
+
+
 @st.composite
 def _sessions(draw: Any) -> list[list[int]]:
     return draw(st.lists(st.lists(st.integers(0, 5), max_size=LIMIT), min_size=1, max_size=4))
@@ -193,6 +213,9 @@ def test_presets_and_what_overrides_them() -> None:
         (lambda: CategoryDiversity(max_repeats=0), "must be 1 or more"),
         (lambda: Similarity(window=0), "must be 1 or more"),
         (lambda: Similarity(threshold=-0.1), "not negative"),
+        (lambda: Similarity(threshold=float("nan")), "not negative"),
+        (lambda: Similarity(free_steps=-1), "not negative"),
+        (lambda: make_rules("bilp"), "did you mean 'billp'"),
     ],
 )
 def test_rules_that_cannot_be_made(make: Any, message: str) -> None:

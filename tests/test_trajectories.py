@@ -24,6 +24,22 @@ from recsim_env.trajectories import (
     to_minari,
 )
 
+EMBEDDINGS = ("state_embeddings", "action_embeddings")
+VERSION_1 = [
+    ("observations", pa.list_(pa.float32())),
+    ("observation_dim", pa.int32()),
+    ("actions", pa.list_(pa.int64())),
+    ("rewards", pa.list_(pa.float32())),
+    ("terminated", pa.bool_()),
+    ("truncated", pa.bool_()),
+    ("user", pa.int64()),
+    ("history", pa.list_(pa.int64())),
+    ("source", pa.string()),
+    ("n_actions", pa.int64()),
+    ("action_masks", pa.binary()),
+    ("extras", pa.string()),
+]
+
 json_values = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5)
 
 
@@ -35,6 +51,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     masks = None
     if n_actions is not None and draw(st.booleans()):
         masks = np.packbits(rng.random((steps + 1, n_actions)) < 0.5, axis=-1)
+    sizes = {name: draw(st.integers(0, 3)) for name in EMBEDDINGS}
     names = draw(st.lists(st.text(max_size=4), max_size=2, unique=True))
     return Trajectory(
         observations=rng.normal(size=(steps + 1, dim)),
@@ -48,6 +65,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         action_masks=masks,
         n_actions=n_actions,
         extras={name: [draw(json_values) for _ in range(steps)] for name in names},
+        **{name: rng.normal(size=(steps, size)) for name, size in sizes.items() if size},
     )
 
 
@@ -78,6 +96,15 @@ def test_imitation_round_trip(session: Trajectory) -> None:
     assert there.obs.shape == session.observations.shape
     assert there.terminal == (session.terminated or session.truncated)
     assert from_imitation([there]) == [session]
+
+
+def test_embeddings_are_in_the_infos_of_their_step() -> None:
+    session = make(state_embeddings=np.eye(3), action_embeddings=np.ones((3, 1)))
+    (there,) = to_imitation([session])
+    assert there.infos is not None
+    assert there.infos[1]["ilrec.state_embedding"].tolist() == [0.0, 1.0, 0.0]
+    assert there.infos[2]["ilrec.action_embedding"].tolist() == [1.0]
+    assert "ilrec.state_embedding" not in to_imitation([make()])[0].infos[0]
 
 
 def test_imitations_own_trajectories() -> None:
@@ -118,6 +145,17 @@ def test_it_is_frozen_and_shows_shapes_not_arrays() -> None:
     assert session.actions.dtype == np.int64
 
 
+def test_embeddings_are_optional_and_of_their_own_size() -> None:
+    session = make(state_embeddings=np.ones((3, 2)))
+    assert session.state_embeddings is not None
+    assert session.state_embeddings.dtype == np.float32
+    assert session.action_embeddings is None
+    assert "state_embeddings=(3, 2), action_embeddings=None" in repr(session)
+    assert session != make()
+    assert session != make(state_embeddings=np.zeros((3, 2)))
+    assert session == make(state_embeddings=np.ones((3, 2), np.float64))
+
+
 def test_the_callers_array_is_not_shared() -> None:
     rewards = np.ones(3, np.float32)
     session = make(rewards=rewards)
@@ -139,6 +177,11 @@ def test_the_callers_array_is_not_shared() -> None:
         ({"action_masks": np.zeros((4, 1), np.uint8)}, "pass n_actions"),
         ({"action_masks": np.zeros((3, 1), np.uint8), "n_actions": 3}, r"shape \(4, 1\)"),
         ({"extras": {"thought": ["one"]}}, "1 values for 3 steps"),
+        ({"state_embeddings": np.zeros((4, 2))}, r"state_embeddings of shape \(4, 2\).*\(3, e\)"),
+        ({"action_embeddings": np.zeros((2, 2))}, r"action_embeddings of shape \(2, 2\)"),
+        ({"state_embeddings": np.zeros(3)}, r"state_embeddings of shape \(3,\)"),
+        ({"state_embeddings": np.zeros((3, 0))}, "e at least 1"),
+        ({"action_embeddings": np.full((3, 2), np.inf)}, "expected finite numbers"),
     ],
 )
 def test_what_does_not_fit_is_told(changes: dict[str, Any], message: str) -> None:
@@ -173,10 +216,53 @@ def test_other_parquet_files_and_versions_are_told(tmp_path: Path) -> None:
     table = pq.read_table(path)
     newer = {b"ilrec.trajectories": b'{"version": 99}'}
     pq.write_table(table.replace_schema_metadata(newer), path)
-    with pytest.raises(DataError, match="has version 99"):
+    with pytest.raises(DataError, match=r"has version 99.*reads versions 1 and 2"):
         load_trajectories(path)
     pq.write_table(table.drop_columns(["actions"]), path)
     with pytest.raises(DataError, match="lacks the columns actions"):
+        load_trajectories(path)
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    schema = pa.schema(
+        [pa.field(name, kind) for name, kind in VERSION_1],
+        metadata={b"ilrec.trajectories": b'{"version": 1}'},
+    )
+    row = {
+        "observations": np.arange(8.0).tolist(),
+        "observation_dim": 2,
+        "actions": [2, 0, 1],
+        "rewards": [1.0, 2.0, 4.0],
+        "terminated": True,
+        "truncated": False,
+        "user": 7,
+        "history": [3],
+        "source": "gpt-4",
+        "n_actions": 5,
+        "action_masks": bytes([248, 216, 88, 24]),
+        "extras": '{"thought": ["a", "b", "c"]}',
+    }
+    path = tmp_path / "old.parquet"
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), path)
+    masks = np.array([[248], [216], [88], [24]], np.uint8)
+    (session,) = load_trajectories(path)
+    assert session == make(
+        user=7,
+        history=(3,),
+        source="gpt-4",
+        n_actions=5,
+        action_masks=masks,
+        extras={"thought": ["a", "b", "c"]},
+    )
+    save_trajectories(path, [session])
+    assert pq.read_schema(path).metadata[b"ilrec.trajectories"] == b'{"version": 2}'
+    assert load_trajectories(path) == [session]
+
+
+def test_a_file_of_version_2_needs_its_columns(tmp_path: Path) -> None:
+    path = save_trajectories(tmp_path / "demos.parquet", [make()])
+    pq.write_table(pq.read_table(path).drop_columns(["state_embedding_dim"]), path)
+    with pytest.raises(DataError, match="lacks the columns state_embedding_dim"):
         load_trajectories(path)
 
 
@@ -191,11 +277,110 @@ def test_without_minari_the_install_command_is_told(monkeypatch: pytest.MonkeyPa
         from_minari("ilrec/test-v0")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # about metadata that nobody gave
-def test_minari_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def minari_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of Minari's datasets, empty; skips without Minari."""
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    sessions = [make(n_actions=5), make(n_actions=5, terminated=False, truncated=True)]
+    return tmp_path
+
+
+quiet = pytest.mark.filterwarnings("ignore::UserWarning")  # about metadata that nobody gave
+
+
+@quiet
+def test_minari_round_trip(minari_folder: Path) -> None:
+    masks = np.packbits(np.random.default_rng(0).random((4, 11)) < 0.5, axis=-1)
+    whole = make(
+        n_actions=11,
+        user=2**40,
+        history=(2, 3),
+        source='gpt-4 "x"',
+        action_masks=masks,
+        extras={"thought": ["ä", None, "\x00\ud800"], "grounding": [1, 2.5, {"a": [True]}]},
+        state_embeddings=np.random.default_rng(1).normal(size=(3, 4)),
+        action_embeddings=np.ones((3, 1)),
+    )
+    cut = make(n_actions=11, terminated=False, truncated=True, action_embeddings=np.zeros((3, 1)))
+    short = Trajectory(np.ones((2, 2)), np.array([0]), np.array([0.1]), terminated=False)
+    sessions = [whole, cut, short]
     to_minari(sessions, None, "ilrec/test-v0")
-    back = from_minari("ilrec/test-v0")
-    assert back == [dataclasses.replace(s, source="ilrec/test-v0") for s in sessions]
+    assert from_minari("ilrec/test-v0") == sessions
+    assert (minari_folder / "ilrec" / "test-v0").is_dir()
+
+
+@quiet
+def test_minari_takes_the_spaces_of_an_environment(minari_folder: Path) -> None:
+    session = make(observations=np.ones((4, 4)), actions=[1, 0, 1])
+    dataset = to_minari([session], "CartPole-v1", "ilrec/cart-v0")
+    assert dataset.action_space.n == 2
+    assert from_minari("ilrec/cart-v0") == [session]
+    assert minari_folder in dataset.storage.data_path.parents
+
+
+@quiet
+def test_minari_infos_hold_the_arrays(minari_folder: Path) -> None:
+    dataset = to_minari([make(state_embeddings=np.eye(3))], None, "ilrec/infos-v0")
+    assert minari_folder in dataset.storage.data_path.parents
+    assert dataset[0].infos["state_embeddings"].tolist() == [*np.eye(3).tolist(), [0.0] * 3]
+
+
+@quiet
+def test_a_minari_dataset_of_somebody_else(minari_folder: Path) -> None:
+    import minari
+    from gymnasium import spaces
+
+    def create(name: str, action: Any, action_space: spaces.Space[Any]) -> None:
+        buffer = minari.data_collector.EpisodeBuffer(
+            observations=[np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32)],
+            actions=[action],
+            rewards=[0.5],
+            terminations=[False],
+            truncations=[True],
+        )
+        space = spaces.Box(-1, 1, (2, 2), np.float32)
+        minari.create_dataset_from_buffers(
+            name,
+            [buffer],
+            data_format="arrow",
+            action_space=action_space,
+            observation_space=space,
+        )
+
+    assert list(minari_folder.iterdir()) == []
+    create("theirs-v0", 1, spaces.Discrete(3))
+    assert from_minari("theirs-v0") == [
+        Trajectory(
+            np.array([[0.0] * 4, [1.0] * 4]),
+            np.array([1]),
+            np.array([0.5]),
+            terminated=False,
+            truncated=True,
+            source="theirs-v0",
+            n_actions=3,
+        )
+    ]
+    create("continuous-v0", np.zeros(1, np.float32), spaces.Box(-1, 1, (1,), np.float32))
+    with pytest.raises(DataError, match="expected a Discrete one"):
+        from_minari("continuous-v0")
+
+
+@pytest.mark.parametrize(
+    ("sessions", "message"),
+    [
+        ([], "needs at least one"),
+        ([make(observations=np.zeros((4, 0)))], "Observations without a column"),
+        ([make(), make(observations=np.zeros((4, 3)))], "observations with 2 and 3 columns"),
+        (
+            [make(state_embeddings=np.ones((3, size))) for size in (1, 4)],
+            "state_embeddings with 1 and 4 columns",
+        ),
+        ([make(extras={"x": [1, 2, {3}]})], "extras of trajectory 0"),
+    ],
+)
+def test_what_minari_cannot_hold_is_told(
+    minari_folder: Path, sessions: list[Trajectory], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        to_minari(sessions, None, "ilrec/test-v0")
+    assert list(minari_folder.iterdir()) == []

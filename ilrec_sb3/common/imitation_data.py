@@ -16,14 +16,20 @@ __all__ = ["from_imitation", "to_imitation"]
 
 _SESSION = "ilrec.session"
 _STEP = "ilrec.extras"
+_EMBEDDINGS = {
+    "state_embeddings": "ilrec.state_embedding",
+    "action_embeddings": "ilrec.action_embedding",
+}
+"""Field of a trajectory -> key of its rows in the infos."""
 _TRUNCATED = "TimeLimit.truncated"
 
 
 def to_imitation(trajectories: Sequence[Trajectory]) -> list[TrajectoryWithRew]:
     """Converts trajectories for imitation's algorithms (BC, AIRL, GAIL, ...).
 
-    What imitation has no field for (user, history, masks, ...) travels in the infos, so that
-    `from_imitation` gives back the same trajectories.
+    What imitation has no field for (user, history, masks, embeddings, ...) travels in the infos,
+    so that `from_imitation` gives back the same trajectories. The text embeddings of a step are in
+    its own info, under ``"ilrec.state_embedding"`` and ``"ilrec.action_embedding"``.
 
     Args:
         trajectories: The sessions.
@@ -39,6 +45,11 @@ def _to_imitation(trajectory: Trajectory) -> TrajectoryWithRew:
         {_STEP: {name: values[step] for name, values in trajectory.extras.items()}}
         for step in range(len(trajectory))
     ]
+    for name, key in _EMBEDDINGS.items():
+        rows = getattr(trajectory, name)
+        if rows is not None:
+            for info, row in zip(infos, rows, strict=True):
+                info[key] = row
     infos[0][_SESSION] = {
         "terminated": trajectory.terminated,
         "truncated": trajectory.truncated,
@@ -96,6 +107,9 @@ def _from_imitation(trajectory: ImitationTrajectory, source: str) -> Trajectory:
         "source": source,
         **infos[0].get(_SESSION, {}),
     }
+    for name, key in _EMBEDDINGS.items():
+        if all(key in info for info in infos):
+            fields[name] = np.stack([info[key] for info in infos])
     return Trajectory(
         observations=trajectory.obs.reshape(len(trajectory) + 1, -1),
         actions=trajectory.acts,

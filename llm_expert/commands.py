@@ -1,0 +1,442 @@
+"""The commands and options that the experts add to ``ilrec``.
+
+`add_collect` adds ``ilrec collect``; `players` lets ``ilrec evaluate`` play agents beside models.
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recsim_env import command_line as cl
+from recsim_env.errors import DataError
+
+if TYPE_CHECKING:
+    from llm_expert.calls import Usage
+    from llm_expert.chat_models import ChatModel
+    from llm_expert.grounding import Embedder
+    from llm_expert.play import PlayedSession
+    from recsim_env.dynamics import Dynamics
+    from recsim_env.planners import Played
+    from recsim_env.prepare import Prepared
+
+__all__ = ["Players", "add_collect", "players"]
+
+_AGENTS = ("act-only", "react", "reflexion", "billp")
+
+
+# -- options that both share -----------------------------------------------------------------------
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the language model")
+    group.add_argument(
+        "--llm",
+        metavar="SPEC",
+        default="offline",
+        help="openai:NAME, anthropic:NAME, ollama:NAME, huggingface:PATH, http://host:port/v1#NAME "
+        "or offline, a stand-in without network (default: offline)",
+    )
+    group.add_argument("--temperature", type=float, default=0.5, metavar="T", help="(default: 0.5)")
+    group.add_argument(
+        "--max-tokens",
+        type=cl.positive,
+        default=256,
+        metavar="N",
+        help="the most tokens of an answer (default: 256)",
+    )
+    group.add_argument(
+        "--window", type=cl.positive, metavar="N", help="the model's context window, in tokens"
+    )
+    group.add_argument(
+        "--price",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="USD per million tokens of prompts and of answers (default: the known list price)",
+    )
+    group.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds for a call (default: 60)"
+    )
+    group.add_argument(
+        "--attempts",
+        type=cl.positive,
+        default=6,
+        metavar="N",
+        help="how often a call is tried (default: 6)",
+    )
+    group.add_argument(
+        "--in-flight",
+        type=cl.positive,
+        default=64,
+        metavar="N",
+        help="calls at a time (default: 64)",
+    )
+    group.add_argument(
+        "--requests-per-second", type=float, metavar="R", help="the most calls started in a second"
+    )
+    group.add_argument(
+        "--replay",
+        action="store_true",
+        help="take every answer from the record and ask no model",
+    )
+    group.add_argument(
+        "--embedder",
+        metavar="SPEC",
+        help="what grounds titles: huggingface:PATH (a causal language model) or "
+        "sentence-transformers:PATH (default: the package's own)",
+    )
+
+
+def _add_agent_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the agent, such as gamma=0.5, top_k=5 or planner_threshold=0.8; may be "
+        "repeated",
+    )
+    parser.add_argument(
+        "--memories",
+        metavar="DIR",
+        help="start from what an earlier run remembered (its DIR/memories)",
+    )
+    parser.add_argument(
+        "--parallel",
+        type=cl.positive,
+        default=64,
+        metavar="N",
+        help="sessions at a time (default: 64)",
+    )
+
+
+def _chat(arguments: argparse.Namespace, prepared: Prepared, seed: int) -> ChatModel:
+    from llm_expert.chat_models import Price, make_chat_model
+
+    return make_chat_model(
+        arguments.llm,
+        temperature=arguments.temperature,
+        max_tokens=arguments.max_tokens,
+        timeout=arguments.timeout,
+        window=arguments.window,
+        price=None if arguments.price is None else Price(*arguments.price),
+        seed=seed,
+        prepared=prepared,
+        requests_per_second=arguments.requests_per_second,
+    )
+
+
+def _embedder(spec: str | None) -> Embedder | None:
+    if spec is None:
+        return None
+    from llm_expert.agents import CachedEmbedder
+    from llm_expert.embedders import CausalLMEmbedder, SentenceEmbedder
+
+    kinds: dict[str, Any] = {
+        "huggingface": CausalLMEmbedder.from_pretrained,
+        "sentence-transformers": SentenceEmbedder,
+    }
+    kind, _, name = spec.partition(":")
+    if kind not in kinds or not name:
+        raise DataError(
+            f"--embedder {spec} came, expected huggingface:PATH or sentence-transformers:PATH."
+        )
+    return CachedEmbedder(kinds[kind](name))
+
+
+# -- ilrec collect ---------------------------------------------------------------------------------
+
+
+def add_collect(subparsers: Any) -> None:
+    """Adds ``ilrec collect``.
+
+    Args:
+        subparsers: Of the command line's parser.
+    """
+    parser = subparsers.add_parser(
+        "collect",
+        help="let a language model recommend, and keep its sessions as demonstrations",
+        description=(
+            "An agent on a language model recommends to the users of an environment. Its sessions\n"
+            "become DIR/demonstrations.parquet, for `ilrec train --demonstrations`. Every answer\n"
+            "is kept before it is used: after Ctrl-C, a crash, a full disk or a dead server the\n"
+            "same command goes on where it stopped, and no answer is paid twice."
+        ),
+        epilog=(
+            "examples:\n"
+            "  ilrec collect --env IlRecSynthetic-v0 --episodes 50 --out runs/demos\n"
+            "  ilrec collect --agent billp --llm openai:gpt-4o-mini --env IlRecSteam-v0 \\\n"
+            "      --data ~/data --episodes 100 --out runs/gpt --dry-run\n"
+            "  ilrec train --dataset steam --data ~/data \\\n"
+            "      --demonstrations runs/gpt/demonstrations.parquet\n"
+        ),
+    )
+    parser.add_argument(
+        "--agent",
+        choices=_AGENTS,
+        default="billp",
+        metavar="NAME",
+        help="act-only, react, reflexion or billp (default: billp)",
+    )
+    parser.add_argument(
+        "--env", default="IlRecSynthetic-v0", metavar="ID", help="(default: IlRecSynthetic-v0)"
+    )
+    parser.add_argument(
+        "--env-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of the environment, such as termination=billp; may be repeated",
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder with the raw data (default: ILREC_DATA)"
+    )
+    parser.add_argument(
+        "--episodes", type=cl.positive, default=100, metavar="N", help="sessions (default: 100)"
+    )
+    parser.add_argument(
+        "--seed", type=cl.seed, default=0, metavar="S", help="draws the users (default: 0)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="where the run goes")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="ask no model: estimate calls, tokens and cost from a few sessions of the stand-in",
+    )
+    _add_agent_settings(parser)
+    _add_model(parser)
+    cl.add_common(parser)
+    parser.set_defaults(run=_collect)
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    from llm_expert.demonstrations import CollectConfig, collect, dynamics_of
+
+    options = cl.json_pairs(arguments.env_option, "--env-option")
+    config = CollectConfig.from_dict(
+        {
+            "agent": arguments.agent,
+            "env": arguments.env,
+            "env_options": options,
+            "episodes": arguments.episodes,
+            "seed": arguments.seed,
+            "parallel": arguments.parallel,
+            "memories": arguments.memories,
+            "settings": cl.json_pairs(arguments.settings, "--set"),
+        }
+    )
+    places = {name: getattr(arguments, name) for name in ("data", "cache", "progress")}
+    given = {name: value for name, value in places.items() if value is not None}
+    if arguments.dry_run:
+        return _dry_run(arguments, config, dynamics_of(config.env, {**options, **given}))
+    if arguments.out is None:
+        raise DataError("No --out came, expected a folder for the run: give --out runs/NAME.")
+    dynamics = dynamics_of(config.env, {**options, **given})
+    arguments.resume = "The same command goes on where it stopped"
+    chat = _chat(arguments, dynamics.prepared, arguments.seed)
+    started = time.perf_counter()
+    collected = collect(
+        config,
+        chat,
+        arguments.out,
+        dynamics=dynamics,
+        embedder=_embedder(arguments.embedder),
+        replay=arguments.replay,
+        max_in_flight=arguments.in_flight,
+        attempts=arguments.attempts,
+        progress=arguments.progress,
+    )
+    cl.show(_report_table(collected.report))
+    cl.show(collected.usage.table(chat.price))
+    cl.say(f"{time.perf_counter() - started:.0f} s. Demonstrations: {collected.path}")
+    cl.say(
+        f"Next: ilrec train --dataset {dynamics.prepared.dataset.name} --demonstrations "
+        f"{collected.path}"
+    )
+    return 0
+
+
+def _report_table(report: Mapping[str, Any]) -> str:
+    endings = ", ".join(f"{name} {count}" for name, count in report["ended_by"].items())
+    rows = [
+        ("sessions", f"{report['sessions']:,}"),
+        ("mean length, items", f"{report['mean_length']:.1f}"),
+        ("mean return", f"{report['mean_return']:.1f}"),
+        ("reward per step", f"{report['reward_per_step']:.2f}"),
+        ("ended by", endings),
+        ("titles that are not in the catalogue", f"{report['regrounded_share']:.0%}"),
+        ("answers that no item could be read from", f"{report['unparsed_share']:.1%}"),
+    ]
+    if report["encouraged_share"] is not None:
+        rows.append(("actions with an advantage above 0", f"{report['encouraged_share']:.0%}"))
+    return "\n".join(["| what | figure |", "|---|---:|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def _dry_run(arguments: argparse.Namespace, config: Any, dynamics: Dynamics) -> int:
+    from llm_expert.chat_models import Price, model_facts
+    from llm_expert.estimate import estimate
+
+    price = None if arguments.price is None else Price(*arguments.price)
+    facts = model_facts(arguments.llm, window=arguments.window, price=price)
+    cl.show(
+        estimate(
+            config,
+            facts,
+            dynamics,
+            max_tokens=arguments.max_tokens,
+            in_flight=arguments.in_flight,
+        )
+    )
+    return 0
+
+
+# -- ilrec evaluate --agent ------------------------------------------------------------------------
+
+
+class Players:
+    """Agents as policies of ``ilrec evaluate``."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the options of agents.
+
+        Args:
+            parser: Of ``ilrec evaluate``.
+        """
+        group = parser.add_argument_group("agents on a language model")
+        group.add_argument(
+            "--agent",
+            nargs="+",
+            choices=_AGENTS,
+            default=[],
+            metavar="NAME",
+            help="act-only, react, reflexion, billp; several make several rows",
+        )
+        group.add_argument(
+            "--calls",
+            metavar="FILE",
+            help="record of calls: what it has is not asked again (default: one in the cache)",
+        )
+        _add_agent_settings(parser)
+        _add_model(parser)
+
+    def chosen(self, arguments: argparse.Namespace) -> bool:
+        """Returns whether the command line asks for agents."""
+        return bool(arguments.agent)
+
+    def play(
+        self, arguments: argparse.Namespace, dynamics: Dynamics, episodes: int, seed: int
+    ) -> list[Played]:
+        """Plays the agents that were asked for.
+
+        Args:
+            arguments: The command line.
+            dynamics: Where.
+            episodes: Sessions of each.
+            seed: Draws the users.
+        """
+        from llm_expert.calls import CallStore
+        from recsim_env.artefacts import cache_dir
+
+        chat = _chat(arguments, dynamics.prepared, seed)
+        path = Path(arguments.calls or cache_dir(arguments.cache) / "calls.sqlite")
+        with CallStore(path, read_only=arguments.replay) as store:
+            return [
+                self._play(name, arguments, dynamics, episodes, seed, chat, store)
+                for name in dict.fromkeys(arguments.agent)
+            ]
+
+    def _play(
+        self,
+        name: str,
+        arguments: argparse.Namespace,
+        dynamics: Dynamics,
+        episodes: int,
+        seed: int,
+        chat: ChatModel,
+        store: Any,
+    ) -> Played:
+        from tqdm.auto import tqdm
+
+        from llm_expert.agents import AgentSettings
+        from llm_expert.calls import Caller
+        from llm_expert.demonstrations import agent_for, play_agent, state_embedder
+        from recsim_env.planners import Played, draw_users
+        from recsim_env.settings import from_mapping
+
+        settings = from_mapping(AgentSettings, cl.json_pairs(arguments.settings, "--set"))
+        embedder = _embedder(arguments.embedder) or state_embedder(dynamics.prepared)
+        caller = Caller(
+            chat,
+            store,
+            replay=arguments.replay,
+            max_in_flight=arguments.in_flight,
+            attempts=arguments.attempts,
+        )
+        agent = agent_for(name, chat, caller, dynamics.prepared, settings, embedder)
+        if arguments.memories is not None:
+            kept = agent.memories.with_contents_of(arguments.memories, embedder)
+            agent = dataclasses.replace(agent, memories=kept)
+        started = time.perf_counter()
+        with tqdm(
+            total=episodes, desc=agent.name, unit="session", disable=not arguments.progress
+        ) as bar:
+
+            def count(session: PlayedSession) -> None:
+                del session
+                bar.update()
+
+            sessions = play_agent(
+                agent,
+                dynamics,
+                draw_users(dynamics, episodes, seed),
+                embedder,
+                parallel=arguments.parallel,
+                on_finished=count,
+            )
+        seconds = time.perf_counter() - started
+        return Played(
+            f"{agent.name} ({chat.spec})",
+            _episodes(sessions),
+            seconds,
+            _columns(sessions, chat, caller.usage),
+        )
+
+
+def _episodes(sessions: list[PlayedSession]) -> Any:
+    import numpy as np
+
+    from recsim_env.planners import Episodes
+
+    return Episodes(
+        users=np.array([session.user for session in sessions], np.int64),
+        lengths=np.array([len(session.steps) for session in sessions], np.int64),
+        returns=np.array(
+            [sum(s.reward for s in session.steps) for session in sessions], np.float32
+        ),
+        ended_by=tuple(session.ended_by for session in sessions),
+        actions=tuple(session.actions for session in sessions),
+    )
+
+
+def _columns(sessions: list[PlayedSession], chat: ChatModel, usage: Usage) -> dict[str, str]:
+    import numpy as np
+
+    latency = float(np.median([step.latency for session in sessions for step in session.steps]))
+    cost = usage.total_cost(chat.price)
+    tokens = usage.total_prompt_tokens + usage.total_completion_tokens
+    return {
+        "calls": f"{usage.calls + usage.cached:,}",
+        "tokens": f"{tokens / 1000:,.0f}k",
+        "cost": "?" if cost is None else f"${cost:.2f}",
+        "latency": f"{latency * 1000:.1f} ms" if latency < 1 else f"{latency:.1f} s",
+    }
+
+
+players = Players()

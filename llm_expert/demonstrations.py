@@ -1,0 +1,622 @@
+"""Collects demonstrations: sessions of an agent, in a folder that survives anything.
+
+A folder of a run holds
+
+| file | what |
+|---|---|
+| ``config.json`` | all that defines the run; another run is refused |
+| ``calls.sqlite`` | every prompt and its answer, written before the answer is used |
+| ``demonstrations.parquet`` | the finished sessions (`recsim_env.trajectories`) |
+| ``memories/`` | what the agent remembers at the end |
+| ``report.json`` | the figures of the whole run; there when the run is whole |
+
+A run that was stopped, however it was, is played again from its beginning: what was answered is not
+asked again, so this takes milliseconds a step, and the files come out as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from filelock import FileLock, Timeout
+from langchain_core.messages import BaseMessage
+
+import recsim_env  # noqa: F401  (registers the environments)
+from llm_expert.agents import AGENTS, Agent, AgentSettings, CachedEmbedder, Kit, make_agent
+from llm_expert.calls import Answer, Call, Caller, CallStore, Tag, Usage
+from llm_expert.chat_models import ChatModel
+from llm_expert.errors import StorageError
+from llm_expert.grounding import Embedder, Grounder, regrounded_share
+from llm_expert.play import PlayedSession, play
+from llm_expert.prompting import PromptBook, domain_of
+from recsim_env.artefacts import write_file
+from recsim_env.dynamics import Dynamics
+from recsim_env.errors import DataError, near_miss
+from recsim_env.planners import draw_users
+from recsim_env.prepare import Prepared, Session
+from recsim_env.settings import from_mapping
+from recsim_env.simulator import Observer
+from recsim_env.text import TextEmbedder
+from recsim_env.trajectories import Trajectory, load_trajectories, save_trajectories
+
+__all__ = [
+    "CollectConfig",
+    "Collected",
+    "Stopped",
+    "agent_for",
+    "collect",
+    "collect_report",
+    "dynamics_of",
+    "play_agent",
+    "to_trajectories",
+]
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_CONFIG, _CALLS, _FILE, _REPORT = (
+    "config.json",
+    "calls.sqlite",
+    "demonstrations.parquet",
+    "report.json",
+)
+_SAVE_EVERY = 10.0
+"""Seconds between two saves of the finished sessions while a run goes on."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The user asked to stop; what was on its way has been kept."""
+
+
+class _StopAsked(Exception):
+    """Ends the tasks of a run between two calls (a KeyboardInterrupt would break the loop)."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What defines a run: two runs with equal settings and answers give equal files.
+
+    Attributes:
+        agent: A key of `llm_expert.agents.AGENTS`.
+        env: Id of an environment, such as ``"IlRecSteam-v0"``.
+        env_options: Arguments of the environment, such as ``{"termination": "billp"}``.
+        episodes: Sessions.
+        seed: Draws the users.
+        parallel: Sessions at a time; it decides which memories a session finds.
+        memories: A folder of memories to start from; None: empty ones.
+        settings: Of the agent.
+    """
+
+    agent: str = "billp"
+    env: str = "IlRecSteam-v0"
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    episodes: int = 100
+    seed: int = 0
+    parallel: int = 64
+    memories: str | None = None
+    settings: AgentSettings = field(default_factory=AgentSettings)
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        if self.agent not in AGENTS:
+            raise DataError(f"There is no agent {self.agent!r}; {near_miss(self.agent, AGENTS)}.")
+        for name in ("episodes", "parallel"):
+            if getattr(self, name) < 1:
+                raise DataError(
+                    f"{name}={getattr(self, name)} came, expected a whole number of 1 or more."
+                )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CollectConfig:
+        """Builds the settings from a mapping, as JSON gives it.
+
+        Raises:
+            DataError: For a name that is no setting.
+        """
+        given = dict(values)
+        if isinstance(given.get("settings"), Mapping):
+            given["settings"] = from_mapping(AgentSettings, given["settings"])
+        return from_mapping(cls, given)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A whole run.
+
+    Attributes:
+        trajectories: One for each session, in the order of their numbers.
+        report: The figures, in JSON types.
+        path: The trajectory file.
+        usage: What was called and paid, now and in all.
+    """
+
+    trajectories: list[Trajectory]
+    report: dict[str, Any]
+    path: Path
+    usage: Usage
+
+
+# -- pieces ----------------------------------------------------------------------------------------
+
+
+def dynamics_of(env: str, options: Mapping[str, Any] | None = None) -> Dynamics:
+    """Returns the dynamics of an environment.
+
+    Args:
+        env: Its id.
+        options: Its arguments.
+
+    Raises:
+        DataError: The id is not known, or is not one of a recommender environment.
+    """
+    known = [name for name in gym.registry if name.startswith("IlRec")]
+    if env.split(":")[-1] not in gym.registry:
+        raise DataError(f"There is no environment {env!r}; {near_miss(env, known)}.")
+    made = gym.make(env, disable_env_checker=True, **dict(options or {}))
+    found = getattr(made.unwrapped, "dynamics", None)
+    made.close()
+    if not isinstance(found, Dynamics):
+        raise DataError(f"{env!r} is no recommender environment; {near_miss(env, known)}.")
+    return found
+
+
+def agent_for(
+    name: str,
+    chat: ChatModel,
+    call: Call,
+    prepared: Prepared,
+    settings: AgentSettings | None = None,
+    embedder: Embedder | None = None,
+) -> Agent:
+    """Returns an agent for a prepared dataset.
+
+    Args:
+        name: A key of `llm_expert.agents.AGENTS`.
+        chat: The model, for its window and its way of counting tokens.
+        call: Asks it.
+        prepared: Whose items it recommends.
+        settings: Of the agent.
+        embedder: Of states; None: the package's own, fitted on the catalogue.
+    """
+    catalogue = prepared.dataset.catalogue
+    counts = Counter(name for names in catalogue.categories for name in names)
+    kit = Kit(
+        book=PromptBook.load(domain_of(prepared.dataset.name)),
+        call=call,
+        counter=chat.counter,
+        budget=chat.window - chat.max_tokens,
+        categories=[name for name, _ in sorted(counts.items(), key=lambda c: (-c[1], c[0]))],
+        embedder=embedder or state_embedder(prepared),
+        settings=settings or AgentSettings(),
+    )
+    return make_agent(name, kit)
+
+
+def state_embedder(prepared: Prepared) -> Embedder:
+    """Returns the default embedder of states and titles: the one of the dataset's items."""
+    if prepared.path is None:
+        raise DataError("A prepared dataset without a folder came: prepare it with a cache.")
+    return CachedEmbedder(TextEmbedder.load(prepared.path / "text"))
+
+
+def play_agent(
+    agent: Agent,
+    dynamics: Dynamics,
+    users: Sequence[int] | np.ndarray[Any, np.dtype[np.int64]],
+    embedder: Embedder,
+    *,
+    parallel: int = 64,
+    on_finished: Callable[[PlayedSession], None] | None = None,
+) -> list[PlayedSession]:
+    """Plays sessions, also from within a running event loop (a notebook).
+
+    Args:
+        agent: Who recommends.
+        dynamics: Where.
+        users: One session for each.
+        embedder: Grounds titles.
+        parallel: Sessions at a time.
+        on_finished: Called with each finished session.
+    """
+    grounder = Grounder(dynamics.prepared.dataset.catalogue, embedder)
+    return _run_async(
+        play(agent, dynamics, users, grounder=grounder, parallel=parallel, on_finished=on_finished)
+    )
+
+
+def _run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(coroutine))
+        except BaseException as error:  # noqa: BLE001 (raised again by the caller's thread)
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def to_trajectories(
+    sessions: Sequence[PlayedSession],
+    dynamics: Dynamics,
+    *,
+    model: str,
+    agent: str,
+    embedder: Embedder,
+) -> list[Trajectory]:
+    """Returns finished sessions as trajectories, with what was thought at each step.
+
+    The extras of a step are ``thought``, ``guidance``, ``raw_action`` (the title that was named),
+    ``grounding`` and ``similarity`` (how its item was found), ``parsed``, ``model``,
+    ``prompt_hash``, ``prompt_tokens``, ``completion_tokens``, ``calls``, ``value``, ``advantage``,
+    ``encouraged``, and ``reflection`` (at the last step). The embeddings are those of the state's
+    last titles and of the item (IL-Rec, section IV-A).
+
+    Args:
+        sessions: With at least one step each.
+        dynamics: Where they were played.
+        model: Who answered.
+        agent: Name of the agent.
+        embedder: Of states and items.
+    """
+    replayed = dynamics.replay(
+        [Session(s.user, (), s.actions, f"{agent} ({model})", _extras(s, model)) for s in sessions],
+        observe=Observer(dynamics).flat,
+    )
+    titles = dynamics.prepared.dataset.catalogue.titles
+    return [
+        replace(
+            trajectory,
+            state_embeddings=embedder.embed([step.state for step in session.steps]),
+            action_embeddings=embedder.embed([titles[item] for item in session.actions]),
+        )
+        for trajectory, session in zip(replayed, sessions, strict=True)
+    ]
+
+
+def _extras(session: PlayedSession, model: str) -> dict[str, list[Any]]:
+    rows = []
+    for k, step in enumerate(session.steps):
+        last = k == len(session.steps) - 1
+        answers = step.answers + (session.closing_answers if last else ())
+        rows.append(
+            {
+                "thought": step.thought,
+                "guidance": step.guidance,
+                "raw_action": step.said,
+                "grounding": step.grounded.how,
+                "similarity": round(step.grounded.similarity, 6),
+                "parsed": step.parsed,
+                "model": model,
+                "prompt_hash": step.prompt_hash,
+                "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
+                "completion_tokens": sum(answer.completion_tokens for answer in answers),
+                "calls": len(answers),
+                "value": step.value,
+                "advantage": step.advantage,
+                "encouraged": None if step.advantage is None else step.advantage > 0.0,
+                "reflection": session.reflection if last else None,
+            }
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def collect_report(
+    sessions: Sequence[PlayedSession], chat: ChatModel, usage: Usage
+) -> dict[str, Any]:
+    """Returns the figures of finished sessions, in JSON types.
+
+    Args:
+        sessions: At least one, each with at least one step.
+        chat: The model.
+        usage: Of all their calls.
+    """
+    steps = [step for session in sessions for step in session.steps]
+    returns = [sum(step.reward for step in session.steps) for session in sessions]
+    advantages = [step.advantage for step in steps if step.advantage is not None]
+    cost = usage.total_cost(chat.price)
+    return {
+        "sessions": len(sessions),
+        "steps": len(steps),
+        "mean_length": len(steps) / len(sessions),
+        "mean_return": float(np.mean(returns)),
+        "reward_per_step": float(np.mean([step.reward for step in steps])),
+        "ended_by": dict(sorted(Counter(session.ended_by for session in sessions).items())),
+        "grounding": dict(sorted(Counter(step.grounded.how for step in steps).items())),
+        "regrounded_share": regrounded_share([step.grounded.how for step in steps]),
+        "unparsed_share": float(np.mean([not step.parsed for step in steps])),
+        "encouraged_share": (
+            float(np.mean([value > 0.0 for value in advantages])) if advantages else None
+        ),
+        "calls": usage.calls + usage.cached,
+        "prompt_tokens": usage.total_prompt_tokens,
+        "completion_tokens": usage.total_completion_tokens,
+        "cost_usd": None if cost is None else round(cost, 6),
+        "tokens_counted_by": chat.counter.name,
+    }
+
+
+# -- a run in a folder -----------------------------------------------------------------------------
+
+
+def collect(
+    config: CollectConfig,
+    chat: ChatModel,
+    out: str | Path,
+    *,
+    dynamics: Dynamics | None = None,
+    embedder: Embedder | None = None,
+    replay: bool = False,
+    max_in_flight: int = 64,
+    attempts: int = 6,
+    progress: bool = True,
+) -> Collected:
+    """Plays sessions and keeps them, or goes on with what a folder holds.
+
+    Args:
+        config: What to collect.
+        chat: Who answers.
+        out: The folder.
+        dynamics: Of ``config.env``, where it is made already.
+        embedder: Of states and titles; None: the package's own, fitted on the catalogue. A run
+            goes on only with the embedder that it began with.
+        replay: Answers come from the record alone, and the model is not asked.
+        max_in_flight: Calls at a time.
+        attempts: How often a call is tried before the run stops.
+        progress: Shows a progress bar.
+
+    Returns:
+        The run.
+
+    Raises:
+        DataError: The folder holds another run, or another process is at it.
+        CallError: A call failed for good; the same call of this function goes on.
+        StorageError: The disk is full, or the record is broken.
+        ReplayMissError: A replay lacks an answer.
+    """
+    folder = Path(out)
+    dynamics = dynamics or dynamics_of(config.env, config.env_options)
+    wanted = _definition(config, chat, dynamics, embedder)
+    _check_folder(folder, wanted)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            write_file(folder / _CONFIG, json.dumps(wanted, indent=1) + "\n")
+            with CallStore(folder / _CALLS) as store:
+                caller = Caller(
+                    chat,
+                    store,
+                    replay=replay,
+                    max_in_flight=max_in_flight,
+                    attempts=attempts,
+                )
+                return _Collection(config, chat, caller, dynamics, embedder, folder).run(progress)
+    except _StopAsked as error:
+        raise Stopped from error
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise StorageError(
+            f"{folder} cannot be written ({str(error.strerror or error).lower()}): free space or "
+            "choose another place; the same command goes on where it stopped."
+        ) from error
+
+
+class _Collection:
+    """One run in its folder, which is locked meanwhile."""
+
+    def __init__(
+        self,
+        config: CollectConfig,
+        chat: ChatModel,
+        caller: Caller,
+        dynamics: Dynamics,
+        embedder: Embedder | None,
+        folder: Path,
+    ) -> None:
+        self.config, self.chat, self.caller = config, chat, caller
+        self.call = _Stoppable(caller)
+        self.dynamics, self.folder = dynamics, folder
+        self.embedder = embedder or state_embedder(dynamics.prepared)
+        self.finished: list[PlayedSession] = []
+        path = folder / _FILE
+        self.kept = len(load_trajectories(path)) if path.exists() else 0
+        self.saved_at = time.monotonic()
+
+    def run(self, progress: bool) -> Collected:
+        from tqdm.auto import tqdm
+
+        config, dynamics = self.config, self.dynamics
+        agent = agent_for(
+            config.agent,
+            self.chat,
+            self.call,
+            dynamics.prepared,
+            config.settings,
+            self.embedder,
+        )
+        if config.memories is not None:
+            agent = replace(
+                agent, memories=agent.memories.with_contents_of(config.memories, self.embedder)
+            )
+        users = draw_users(dynamics, config.episodes, config.seed)
+        with (
+            self.call.until_interrupted(),
+            tqdm(
+                total=config.episodes, desc=agent.name, unit="session", disable=not progress
+            ) as bar,
+        ):
+
+            def on_finished(session: PlayedSession) -> None:
+                self.finished.append(session)
+                bar.update()
+                bar.set_postfix_str(self._said())
+                if time.monotonic() - self.saved_at > _SAVE_EVERY:
+                    self._save()
+
+            sessions = play_agent(
+                agent,
+                dynamics,
+                users,
+                self.embedder,
+                parallel=config.parallel,
+                on_finished=on_finished,
+            )
+        trajectories = self._save()
+        agent.memories.save(self.folder / "memories")
+        report = collect_report(sessions, self.chat, self.caller.usage)
+        write_file(self.folder / _REPORT, json.dumps(report, indent=1) + "\n")
+        return Collected(trajectories, report, self.folder / _FILE, self.caller.usage)
+
+    def _said(self) -> str:
+        usage = self.caller.usage
+        tokens = usage.total_prompt_tokens + usage.total_completion_tokens
+        cost = usage.total_cost(self.chat.price)
+        money = "" if cost is None or cost == 0 else f", ${cost:.2f}"
+        return f"{tokens / 1000:,.0f}k tokens{money}"
+
+    def _save(self) -> list[Trajectory]:
+        """Writes the finished sessions, unless the file has more of them already."""
+        found = to_trajectories(
+            sorted(self.finished, key=lambda session: session.number),
+            self.dynamics,
+            model=self.chat.spec,
+            agent=self.config.agent,
+            embedder=self.embedder,
+        )
+        if len(found) >= self.kept:
+            save_trajectories(self.folder / _FILE, found)
+            self.kept = len(found)
+        self.saved_at = time.monotonic()
+        return found
+
+
+class _Stoppable:
+    """Calls that a first Ctrl-C lets come to their end, so that none is paid and lost.
+
+    Args:
+        call: Asks the model.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._asked = False
+
+    async def __call__(
+        self, messages: Sequence[BaseMessage], *, tag: Tag, sample: int = 0
+    ) -> Answer:
+        """Asks, unless the user has asked to stop."""
+        if self._asked:
+            raise _StopAsked
+        return await self._call(messages, tag=tag, sample=sample)
+
+    @contextlib.contextmanager
+    def until_interrupted(self) -> Iterator[None]:
+        """Takes Ctrl-C for a wish to stop; the second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _on_interrupt(self, number: int, frame: Any) -> None:
+        del number, frame
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        logger.warning("Waiting for the answers that are on their way; Ctrl-C again stops at once.")
+
+
+def _definition(
+    config: CollectConfig, chat: ChatModel, dynamics: Dynamics, embedder: Embedder | None
+) -> dict[str, Any]:
+    """Returns all that defines a run, in JSON types and without secrets."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    prompts = hashlib.sha256()
+    folder = resources.files("llm_expert") / "prompts"
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".toml"):
+            prompts.update(file.name.encode() + b"\0" + file.read_bytes())
+    values |= {
+        "model": chat.spec,
+        "model_settings": json.loads(json.dumps(dict(chat.settings))),
+        "window": chat.window,
+        "max_tokens": chat.max_tokens,
+        "tokens_counted_by": chat.counter.name,
+        "dataset": dynamics.prepared.fingerprint,
+        "split": dynamics.split,
+        "rules": [repr(rule) for rule in dynamics.rules],
+        "limit": dynamics.limit,
+        "embedder": "default" if embedder is None else repr(embedder),
+        "prompts": prompts.hexdigest()[:16],
+    }
+    return values
+
+
+def _check_folder(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds another run."""
+    path = folder / _CONFIG
+    if not path.exists():
+        if (folder / _CALLS).exists() or (folder / _FILE).exists():
+            raise DataError(
+                f"{folder} holds a run without its {_CONFIG}, so it cannot be told whether it is "
+                "this one: choose another folder."
+            )
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON ({error}), expected the settings of a run: choose another folder."
+        ) from error
+    different = sorted(name for name in wanted if found.get(name) != wanted[name])
+    if different:
+        name = different[0]
+        raise DataError(
+            f"{folder} holds a run with {name}={found.get(name)!r}, but {wanted[name]!r} came: "
+            "give the same arguments to go on with it, or choose another folder."
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run; a killed one lets go by itself."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(
+            f"Another process is collecting into {folder}: wait for it, or choose another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

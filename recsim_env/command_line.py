@@ -1,0 +1,196 @@
+"""What the commands of ``ilrec`` share, whichever package they come from.
+
+Two entry-point groups add to the command line:
+
+- ``ilrec.commands``: a callable that gets the sub-parsers and adds a command of its own;
+- ``ilrec.players``: a `Player`, which ``ilrec evaluate`` lets play beside saved models.
+
+Their modules are imported for every ``ilrec --help``: heavy imports belong into functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from recsim_env.errors import DataError
+
+if TYPE_CHECKING:
+    from recsim_env.dynamics import Dynamics
+    from recsim_env.planners import Played
+
+__all__ = [
+    "Player",
+    "add_common",
+    "add_data",
+    "device",
+    "json_pairs",
+    "pairs",
+    "positive",
+    "say",
+    "seed",
+    "show",
+]
+
+
+class Player(Protocol):
+    """Who can be played by ``ilrec evaluate`` without being a saved model."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds options that choose and set up the player."""
+
+    def chosen(self, arguments: argparse.Namespace) -> bool:
+        """Returns whether the command line asks for the player."""
+
+    def play(
+        self, arguments: argparse.Namespace, dynamics: Dynamics, episodes: int, seed: int
+    ) -> list[Played]:
+        """Plays sessions of the users of `recsim_env.planners.draw_users`, in their order.
+
+        Args:
+            arguments: The command line.
+            dynamics: Where to play.
+            episodes: How many sessions.
+            seed: Draws the users.
+
+        Returns:
+            One entry for each row of the table.
+        """
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cache``, ``--no-progress`` and ``--verbose``.
+
+    Args:
+        parser: Of a command.
+    """
+    parser.add_argument("--cache", metavar="DIR", help="where prepared data are kept")
+    parser.add_argument(
+        "--no-progress", dest="progress", action="store_false", help="no progress bars"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="log more, and show tracebacks of errors"
+    )
+
+
+def add_data(
+    parser: argparse.ArgumentParser, default: str | None = None, said: str = "synthetic"
+) -> None:
+    """Adds ``--dataset``, ``--data`` and ``--option``.
+
+    Args:
+        parser: Of a command.
+        default: Name of the dataset where none is given.
+        said: What the help says of that.
+    """
+    parser.add_argument(
+        "--dataset",
+        default=default,
+        metavar="NAME",
+        help="synthetic, steam, amazon, coat, movielens, or a name that you prepared "
+        f"(default: {said})",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the dataset, such as min_user=10; may be repeated",
+    )
+
+
+def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
+    """Returns KEY=VALUE arguments as a dictionary; the last one of a key counts.
+
+    Args:
+        values: What came.
+        flag: The option that it came with, such as ``--set``.
+
+    Raises:
+        DataError: For what has no key or no ``=``.
+    """
+    result = {}
+    for value in values:
+        key, equals, content = value.partition("=")
+        if not (key and equals):
+            raise DataError(f"{flag} {value} came; expected KEY=VALUE.")
+        result[key] = content
+    return result
+
+
+def json_pairs(values: Sequence[str], flag: str) -> dict[str, Any]:
+    """Returns KEY=VALUE arguments as a dictionary; values are read as JSON where they are.
+
+    Args:
+        values: What came.
+        flag: The option that it came with.
+
+    Raises:
+        DataError: For what has no key or no ``=``.
+    """
+    result: dict[str, Any] = {}
+    for key, content in pairs(values, flag).items():
+        try:
+            result[key] = json.loads(content)
+        except ValueError:
+            result[key] = content
+    return result
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of 1 or more, such as ``10_000``; an argparse ``type``."""
+    try:
+        number = int(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of 1 or more")
+    return number
+
+
+def seed(text: str) -> int:
+    """Reads a whole number of 0 or more; an argparse ``type``."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of 0 or more")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """Reads the name of a device; an argparse ``type``."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected cpu, cuda, cuda:1 or auto")
+    return text
+
+
+# -- output ----------------------------------------------------------------------------------------
+
+
+def show(markdown: str) -> None:
+    """Prints markdown: rendered on a terminal, as it is into a file or pipe."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(markdown))
+    else:
+        sys.stdout.write(markdown + "\n")
+    sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """Prints a line, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
