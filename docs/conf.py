@@ -41,7 +41,7 @@ napoleon_use_ivar = True
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
 
-COMMANDS = ("", "demo", "prepare", "train", "evaluate")
+COMMANDS = ("", "demo", "prepare", "collect", "train", "evaluate")
 """Sub-commands whose help is shown on the page on the command line."""
 
 
@@ -57,5 +57,36 @@ def write_help(app: Any) -> None:
         (folder / f"{command or 'ilrec'}.txt").write_text(text, encoding="utf-8")
 
 
+def write_recorded_session(app: Any) -> None:
+    """Writes a recorded session where the data are there; they may not be passed on, so it is not
+    part of the sources.
+    """
+    examples = Path(app.srcdir).parent / "examples"
+    places = [Path(app.srcdir).parents[1] / "shared" / "data"]
+    if "ILREC_DATA" in os.environ:
+        places.insert(0, Path(os.environ["ILREC_DATA"]))
+    data = next((place for place in places if (place / "llm_demos").is_dir()), None)
+    text = (
+        "*This page was built without the recorded sessions, which may not be passed on. With "
+        "them* `python examples/recorded_session.py DATA` *tells one.*"
+    )
+    if data is not None:
+        command = [sys.executable, str(examples / "recorded_session.py"), str(data)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    target = Path(app.srcdir) / "_build" / "recorded_session.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+
+
+def write_model_specs(app: Any) -> None:
+    """Writes the table of the forms in which a language model is named."""
+    from llm_expert import known_specs
+
+    target = Path(app.srcdir) / "_build" / "known_specs.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(known_specs() + "\n", encoding="utf-8")
+
+
 def setup(app: Any) -> None:
-    app.connect("builder-inited", write_help)
+    for write in (write_help, write_recorded_session, write_model_specs):
+        app.connect("builder-inited", write)

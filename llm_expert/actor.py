@@ -23,7 +23,7 @@ _RECOMMEND = re.compile(r"\brecommend[ \t*_`]{0,10}[\[(]", re.IGNORECASE)
 _SPOKEN = re.compile(r"(?:I (?:would )?)?recommend\b[ \t:]{0,5}", re.IGNORECASE)
 _CLOSING = {"[": "]", "(": ")"}
 _AROUND = " \t*_`\\\"'“”„\u2018\u2019«»"
-_DECODER = json.JSONDecoder(strict=False)
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)

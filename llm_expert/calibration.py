@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_curve
 
-from llm_expert.recorded import RecordedEpisode
+from llm_expert.grounding import Grounder
+from llm_expert.recorded import RecordedEpisode, RecordedItem
 from recsim_env.errors import DataError
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "causes",
     "compared_steps",
     "estimated_length",
+    "grounded_rows",
     "half_of_users",
     "length_threshold",
     "make_recordings",
@@ -95,6 +97,31 @@ def make_recordings(
     ]
 
 
+def grounded_rows(
+    items: Mapping[int, RecordedItem], used: Iterable[int], grounder: Grounder
+) -> dict[int, int]:
+    """Returns the item of a catalogue that stands for each recorded item.
+
+    It is found by title, else by the nearest text; so two recorded items may become one, which
+    looks like an item that was shown again.
+
+    Args:
+        items: BiLLP's catalogue, by id.
+        used: Ids to find.
+        grounder: Of the other catalogue.
+
+    Returns:
+        Index in the other catalogue per id.
+    """
+    return {
+        item: (
+            grounder.lookup(items[item].title)
+            or grounder.nearest(grounder.embedder.embed([items[item].document])[0])
+        ).item
+        for item in sorted(set(used))
+    }
+
+
 def half_of_users(recordings: Sequence[Recording], half: int) -> list[Recording]:
     """Returns the sessions of every second user.
 
@@ -114,7 +141,8 @@ def text_distance(vectors: npt.NDArray[np.float32]) -> Distance:
 
     def distance(item: int, others: IntArray) -> FloatArray:
         difference = vectors[others].astype(np.float64) - vectors[item]
-        return np.asarray(np.sqrt(np.square(difference).sum(axis=-1)))
+        distances: FloatArray = np.sqrt(np.square(difference).sum(axis=-1))
+        return distances
 
     return distance
 
@@ -127,11 +155,11 @@ def category_distance(categories: Sequence[Iterable[str]]) -> Distance:
     """
     sets = [frozenset(names) for names in categories]
 
+    def apart(one: frozenset[str], other: frozenset[str]) -> float:
+        return 1.0 - len(one & other) / len(one | other) if one or other else 0.0
+
     def distance(item: int, others: IntArray) -> FloatArray:
-        own = sets[item]
-        return np.array(
-            [1.0 - len(own & sets[k]) / max(1, len(own | sets[k])) for k in others.tolist()]
-        ) * np.array([bool(own or sets[k]) for k in others.tolist()])
+        return np.array([apart(sets[item], sets[other]) for other in others.tolist()], np.float64)
 
     return distance
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_expert import amazon_sessions, steam_sessions
-from llm_expert.recorded import GPT_4
+from llm_expert.recorded import GPT_4, recorded_episodes, recorded_memories
 from recsim_env.datasets import load
 from recsim_env.datasets.dataset import Catalogue, Dataset, Interactions
 from recsim_env.errors import DataError, MissingDataError
@@ -218,6 +218,108 @@ def test_bad_input_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "steam" / "billp_catalogue.parquet").unlink()
     with pytest.raises(MissingDataError, match="billp_catalogue"):
         steam_sessions(data, tmp_path, embedder(data))
+
+
+def remember(root: Path, rows: list[dict], reflections: list[dict]) -> Path:
+    columns = {"sign": 1, "critic_value": 4.0}
+    write(root, remembered=[{**columns, **row} for row in rows])
+    if reflections:
+        row = {"dataset": "steam", "model": "gpt-3.5-turbo-16k", "split": "test"}
+        table = pa.Table.from_pylist([{**row, "inherited": False, **r} for r in reflections])
+        pq.write_table(table, root / "llm_demos" / "reflections.parquet")
+    return root
+
+
+def gpt_3_5(episode: int, t: int, shown: int, **more: Any) -> dict:
+    return memory(episode, t, shown, model="gpt-3.5-turbo-16k", run="run-1", **more)
+
+
+def test_memories_become_entries(tmp_path: Path) -> None:
+    data = dataset("steam")
+    rows = [
+        gpt_3_5(0, 1, 12, sign=-1, critic_value=-5.0),  # out of order; grounded by text
+        gpt_3_5(0, 0, 11),
+        gpt_3_5(1, 0, 15, sign=None, critic_value=0.0, history_item_ids=[-1, 10]),
+        gpt_3_5(2, 0, 13, critic_value=None, split="train", history_item_ids=[]),
+        gpt_3_5(3, 0, 13, inherited=True),
+        gpt_3_5(4, 0, 13, history_scope="recommended_only"),
+        memory(5, 0, 13),
+    ]
+    reflections = [
+        {"text": "Too much\n of the same."},
+        {"text": "Too much of the same."},
+        {"text": "copied", "inherited": True},
+        {"text": "about books", "dataset": "amazon"},
+        {"text": "another model", "model": GPT_4},
+        {"text": "in training", "split": "train"},
+    ]
+    root = remember(tmp_path, rows, reflections)
+    entries, report = recorded_memories("steam", data, root, embedder(data))
+    assert entries["experiences"] == [
+        ("Portal; Doom", {"title": "Half Life", "encouraged": True}),
+        ("Portal; Doom; Fez", {"title": "Doomed", "encouraged": False}),
+        ("", {"title": "Quake", "encouraged": True}),
+    ]
+    assert entries["values"] == [
+        ("Portal; Doom", {"value": 9.0}),
+        ("Portal; Doom; Fez", {"value": 0.0}),
+        ("Portal", {"value": 5.0}),
+    ]
+    assert entries["reflections"] == [
+        ("Too much of the same.", {"text": "Too much of the same."}),
+        ("in training", {"text": "in training"}),
+    ]
+    assert json.loads(json.dumps(report)) == report
+    assert report["entries"] == {"reflections": 2, "experiences": 3, "values": 3}
+    assert (report["encouraged"], report["repeated_reflections"]) == (2, 1)
+    assert report["grounding"] == {"exact": 1, "normalised": 1, "similar": 1}
+    trained, _ = recorded_memories("steam", data, root, embedder(data), splits=("train",))
+    assert [len(kept) for kept in trained.values()] == [1, 1, 0]
+    wide, _ = recorded_memories("steam", data, root, embedder(data), gamma=0.75)
+    assert [value["value"] for _, value in wide["values"]] == [18.0, 0.0, 10.0]
+
+
+def test_memories_where_there_are_none(tmp_path: Path) -> None:
+    data = dataset("steam")
+    (tmp_path / "llm_demos").mkdir()
+    entries, report = recorded_memories("steam", data, tmp_path, embedder(data))
+    assert entries == {"reflections": [], "experiences": [], "values": []}
+    assert report["grounding"] == {"exact": 0, "normalised": 0, "similar": 0}
+
+
+def test_memories_of_something_else(tmp_path: Path) -> None:
+    data = dataset("steam")
+    root = remember(tmp_path, [gpt_3_5(0, 0, 10)], [])
+    with pytest.raises(DataError, match="of the model 'gpt-5'"):
+        recorded_memories("steam", data, root, embedder(data), models=("gpt-5",))
+    with pytest.raises(DataError, match="did you mean 'steam'"):
+        recorded_memories("steem", data, root, embedder(data))
+    with pytest.raises(DataError, match=r"gamma=1\.0 came"):
+        recorded_memories("steam", data, root, embedder(data), gamma=1.0)
+    remember(tmp_path, [gpt_3_5(0, 0, 99)], [])
+    with pytest.raises(DataError, match=r"99.* lacks"):
+        recorded_memories("steam", data, root, embedder(data))
+
+
+def test_episodes_as_they_were_recorded(tmp_path: Path) -> None:
+    episodes, items = recorded_episodes("steam", write(tmp_path))
+    assert [step.shown for step in episodes[0].steps] == [13, 13, 11, 13, 13, 12]
+    assert [step.left for step in episodes[0].steps] == [False] * 5 + [True]
+    assert items[15].title == "Fez"
+    assert items[15].categories == ("Puzzle",)
+    assert recorded_episodes("steam", tmp_path / "steam") == ([], {})
+
+
+@pytest.mark.realdata
+def test_the_recorded_memories(real_data: Path) -> None:
+    data = load("steam", root=real_data)
+    entries, report = recorded_memories("steam", data, real_data, embedder(data))
+    assert report["entries"] == {"reflections": 1730, "experiences": 16506, "values": 16052}
+    assert sum(report["grounding"].values()) == 16506
+    titles = set(data.catalogue.titles)
+    assert all(value["title"] in titles for _, value in entries["experiences"])
+    assert all(0.0 <= value["value"] <= 10.0 for _, value in entries["values"])
+    assert all(text == value["text"] for text, value in entries["reflections"])
 
 
 @pytest.mark.realdata

@@ -372,12 +372,12 @@ def test_what_goes_first() -> None:
     assert '1. "Portal"' not in last(chosen, view, full - 1)
     assert '2. "Half-Life"' in last(chosen, view, full - 1)
 
-    def stages(budget: int) -> tuple[int, int, int, int]:
+    def stages(budget: int) -> tuple[int, tuple[int, ...], int]:
         messages = chosen.messages(view, BYTES, budget)
         found = sections_of(str(messages[-1].content))
-        memories = sum(len(found.get(x, [])) for x in ("Encouraged", "Discouraged", "Reflections"))
         steps = len(found.get("History", [])) + len(found.get("Session", []))
-        return steps, memories, len(messages), len(found.get("Guidance", []))
+        later = ("Reflections", "Discouraged", "Encouraged", "Categories", "Guidance")
+        return steps, tuple(len(found.get(name, [])) for name in later), len(messages)
 
     seen = []
     for budget in range(full, 0, -1):
@@ -389,11 +389,17 @@ def test_what_goes_first() -> None:
         if stage not in seen:
             seen.append(stage)
     assert seen == [
-        *[(steps, 5, 6, 1) for steps in range(5, 0, -1)],
-        *[(0, memories, 6, 1) for memories in range(5, -1, -1)],
-        (0, 0, 4, 1),
-        (0, 0, 2, 1),
-        (0, 0, 2, 0),
+        *[(steps, (2, 1, 2, 1, 1), 6) for steps in range(5, 0, -1)],
+        (0, (2, 1, 2, 1, 1), 6),
+        (0, (1, 1, 2, 1, 1), 6),
+        (0, (0, 1, 2, 1, 1), 6),
+        (0, (0, 0, 2, 1, 1), 6),
+        (0, (0, 0, 1, 1, 1), 6),
+        (0, (0, 0, 0, 1, 1), 6),
+        (0, (0, 0, 0, 0, 1), 6),
+        (0, (0, 0, 0, 0, 1), 4),
+        (0, (0, 0, 0, 0, 1), 2),
+        (0, (0, 0, 0, 0, 0), 2),
     ]
 
 

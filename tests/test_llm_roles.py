@@ -166,7 +166,7 @@ def test_no_action(text: str) -> None:
         ("Value: 0", 0.0),
         ("Value: 10", 10.0),
         ("Value: 10.0005", 10.0),
-        ("Value: -0", 0.0),
+        ("Value: -0.0005", 0.0),
     ],
 )
 def test_values(text: str, value: float) -> None:
