@@ -54,7 +54,7 @@ def parse_action(text: str) -> Action:
         title = _title(line)
         if title:
             return Action(labelled_text(text, "thought"), title)
-    title = _recommended(text)
+    title = _in_json(text) or _recommended(text)
     if title:
         return Action(labelled_text(text, "thought"), title)
     raise FormatError("The answer has no title in 'Action: recommend[\"TITLE\"]'.")
@@ -128,17 +128,39 @@ def _first(lines: Sequence[str]) -> str:
 
 def _title(line: str) -> str:
     """Returns the title in what follows "Action:", or nothing."""
+    rest = line.strip(" \t*_`")
+    asked_for = _RECOMMEND.match(rest)
+    if asked_for:  # what is inside, even another "recommend[...]", is the title
+        title = _bracketed(rest[asked_for.end() :], _CLOSING[asked_for[0][-1]])
+        if title:
+            return title
     if _RECOMMEND.search(line):
         return _recommended(line)
-    rest = line.strip(" \t*_`")
     spoken = _SPOKEN.match(rest)
     rest = rest[spoken.end() :] if spoken else rest
     return _bracketed(rest[1:], "]") if rest.startswith("[") else _bracketed(rest, "")
 
 
+def _in_json(text: str) -> str:
+    """Returns the title in the "action" of an answer that is a JSON object, or nothing."""
+    if not text.lstrip().startswith("{"):
+        return ""
+    try:
+        action = json.loads(text).get("action")
+    except (ValueError, RecursionError):
+        return ""
+    return _title(action[:_LOOKED_AT]) if isinstance(action, str) else ""
+
+
 def _recommended(text: str) -> str:
-    """Returns the title in the last "recommend[...]" that has one, or nothing."""
+    """Returns the title in the last "recommend[...]" that has one, or nothing.
+
+    What stands between quotes on the same line is somebody's title, whatever it says.
+    """
     for match in reversed(list(_RECOMMEND.finditer(text))):
+        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        if (line.count('"') - line.count('\\"')) % 2:
+            continue
         rest = text[match.end() : match.end() + _LOOKED_AT].partition("\n")[0]
         title = _bracketed(rest, _CLOSING[match[0][-1]])
         if title:
