@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -176,8 +177,10 @@ def test_ten_thousand_hostile_titles(
     unread = [step.said for session in sessions for step in session.steps if not step.parsed]
     assert len(unread) <= 2, "only the titles that begin with 10,000 line breaks show as nothing"
     shown = np.array([session.actions for session in sessions])
-    short = np.array([len(title) <= 100 for title in titles]).reshape(planned.shape)
-    assert np.mean(shown[short] == planned[short]) > 0.99
+    legible = np.array([json.loads(quote(title)) == " ".join(title.split()) for title in titles])
+    legible = legible.reshape(planned.shape)
+    assert legible.mean() > 0.2
+    assert np.mean(shown[legible] == planned[legible]) > 0.99
     for prompt in heard.values():
         headings = [line for line in prompt.splitlines() if line.startswith("#")]
         assert headings == [
