@@ -1,4 +1,4 @@
-"""The main path on whatever versions are installed: make, check, learn, save, load, predict."""
+"""The main path on whatever versions are installed: make, check, learn, load, predict, collect."""
 
 import tempfile
 from pathlib import Path
@@ -11,6 +11,7 @@ from stable_baselines3.common.env_checker import check_env
 import ilrec_sb3
 import recsim_env
 from ilrec_sb3 import ILRec
+from llm_expert import CollectConfig, collect, make_chat_model
 
 
 def main() -> None:
@@ -31,6 +32,12 @@ def main() -> None:
         )
     if int(again) != int(action):
         raise AssertionError(f"saved: item {int(action)}, loaded: item {int(again)}")
+    chat = make_chat_model("offline", prepared=env.unwrapped.dynamics.prepared)
+    with tempfile.TemporaryDirectory() as folder:
+        config = CollectConfig("billp", "IlRecSynthetic-v0", {"progress": False}, episodes=3)
+        collected = collect(config, chat, folder, progress=False)
+    if len(collected.trajectories) != 3:
+        raise AssertionError(f"3 sessions were asked for, {len(collected.trajectories)} came")
     for module in (gym, stable_baselines3, np, recsim_env, ilrec_sb3):
         print(module.__name__, getattr(module, "__version__", ""), Path(module.__file__).parent)
 

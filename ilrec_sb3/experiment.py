@@ -80,7 +80,7 @@ class ExperimentConfig:
         dataset: Name of a dataset, a custom one included.
         data: Folder with the raw data; None: ``ILREC_DATA``, else the user cache directory.
         options: Options of the dataset, such as ``{"min_user": 10}``.
-        termination: ``"category"``, ``"similarity"`` or ``"none"``.
+        termination: ``"category"``, ``"billp"``, ``"similarity"`` or ``"none"``.
         window: N of the category rule; None: the dataset's preset.
         max_repeats: M of the category rule; None: the dataset's preset.
         limit: Length limit of a session, in items.

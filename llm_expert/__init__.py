@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from llm_expert.memory import VectorMemory
     from llm_expert.offline import OfflineChatModel
     from llm_expert.play import PlayedSession, PlayedStep, play
-    from llm_expert.recorded import amazon_sessions, recorded_memories, steam_sessions
+    from llm_expert.recorded import (
+        amazon_sessions,
+        recorded_episodes,
+        recorded_memories,
+        steam_sessions,
+    )
 
 __all__ = [
     "AGENTS",
@@ -64,6 +69,7 @@ __all__ = [
     "play",
     "play_agent",
     "react",
+    "recorded_episodes",
     "recorded_memories",
     "reflexion",
     "steam_sessions",
@@ -98,6 +104,11 @@ lazy_names(
         "memory": ("VectorMemory",),
         "offline": ("OfflineChatModel",),
         "play": ("PlayedSession", "PlayedStep", "play"),
-        "recorded": ("amazon_sessions", "recorded_memories", "steam_sessions"),
+        "recorded": (
+            "amazon_sessions",
+            "recorded_episodes",
+            "recorded_memories",
+            "steam_sessions",
+        ),
     },
 )

@@ -7,7 +7,6 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,7 +105,8 @@ def _add_agent_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memories",
         metavar="DIR",
-        help="start from what an earlier run remembered (its DIR/memories)",
+        help="start from what an earlier run remembered (its DIR/memories), or from `recorded`: "
+        "what BiLLP's agents remembered of their training users, where the data have it",
     )
     parser.add_argument(
         "--parallel",
@@ -252,6 +252,7 @@ def _collect(arguments: argparse.Namespace) -> int:
         max_in_flight=arguments.in_flight,
         attempts=arguments.attempts,
         progress=arguments.progress,
+        data=arguments.data,
     )
     cl.show(_report_table(collected.report))
     cl.show(collected.usage.table(chat.price))
@@ -366,7 +367,12 @@ class Players:
 
         from llm_expert.agents import AgentSettings
         from llm_expert.calls import Caller
-        from llm_expert.demonstrations import agent_for, play_agent, state_embedder
+        from llm_expert.demonstrations import (
+            agent_for,
+            play_agent,
+            remembering,
+            state_embedder,
+        )
         from recsim_env.planners import Played, draw_users
         from recsim_env.settings import from_mapping
 
@@ -380,9 +386,7 @@ class Players:
             attempts=arguments.attempts,
         )
         agent = agent_for(name, chat, caller, dynamics.prepared, settings, embedder)
-        if arguments.memories is not None:
-            kept = agent.memories.with_contents_of(arguments.memories, embedder)
-            agent = dataclasses.replace(agent, memories=kept)
+        agent = remembering(agent, arguments.memories, dynamics.prepared, embedder, arguments.data)
         started = time.perf_counter()
         with tqdm(
             total=episodes, desc=agent.name, unit="session", disable=not arguments.progress

@@ -44,6 +44,7 @@ from llm_expert.errors import StorageError
 from llm_expert.grounding import Embedder, Grounder, regrounded_share
 from llm_expert.play import PlayedSession, play
 from llm_expert.prompting import PromptBook, domain_of
+from llm_expert.recorded import recorded_memories
 from recsim_env.artefacts import write_file
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError, near_miss
@@ -63,6 +64,8 @@ __all__ = [
     "collect_report",
     "dynamics_of",
     "play_agent",
+    "remembering",
+    "state_embedder",
     "to_trajectories",
 ]
 
@@ -75,6 +78,7 @@ _CONFIG, _CALLS, _FILE, _REPORT = (
     "demonstrations.parquet",
     "report.json",
 )
+_RECORDED = "recorded"
 _SAVE_EVERY = 10.0
 """Seconds between two saves of the finished sessions while a run goes on."""
 
@@ -98,7 +102,8 @@ class CollectConfig:
         episodes: Sessions.
         seed: Draws the users.
         parallel: Sessions at a time; it decides which memories a session finds.
-        memories: A folder of memories to start from; None: empty ones.
+        memories: What the agent remembers at the start: a folder of memories, or "recorded", those
+            of BiLLP's agents in the data folder (training users); None: nothing.
         settings: Of the agent.
     """
 
@@ -205,6 +210,40 @@ def agent_for(
         settings=settings or AgentSettings(),
     )
     return make_agent(name, kit)
+
+
+def remembering(
+    agent: Agent,
+    memories: str | None,
+    prepared: Prepared,
+    embedder: Embedder,
+    data: str | Path | None = None,
+) -> Agent:
+    """Returns an agent that starts with memories.
+
+    Args:
+        agent: With empty memories.
+        memories: A folder that `Memories.save` wrote, "recorded", or None for none.
+        prepared: Whose items.
+        embedder: Of the keys.
+        data: Folder with the raw data, for recorded memories.
+
+    Raises:
+        DataError: There are no such memories.
+    """
+    if memories is None:
+        return agent
+    if memories != _RECORDED:
+        return replace(agent, memories=agent.memories.with_contents_of(memories, embedder))
+    found, _ = recorded_memories(
+        prepared.dataset.name,
+        prepared.dataset,
+        data,
+        embedder,
+        splits=("train",),
+        gamma=agent.settings.gamma,
+    )
+    return replace(agent, memories=agent.memories.with_entries(found))
 
 
 def state_embedder(prepared: Prepared) -> Embedder:
@@ -375,6 +414,7 @@ def collect(
     max_in_flight: int = 64,
     attempts: int = 6,
     progress: bool = True,
+    data: str | Path | None = None,
 ) -> Collected:
     """Plays sessions and keeps them, or goes on with what a folder holds.
 
@@ -389,6 +429,7 @@ def collect(
         max_in_flight: Calls at a time.
         attempts: How often a call is tried before the run stops.
         progress: Shows a progress bar.
+        data: Folder with the raw data, for recorded memories; None: where `ILREC_DATA` says.
 
     Returns:
         The run.
@@ -415,7 +456,8 @@ def collect(
                     max_in_flight=max_in_flight,
                     attempts=attempts,
                 )
-                return _Collection(config, chat, caller, dynamics, embedder, folder).run(progress)
+                collection = _Collection(config, chat, caller, dynamics, embedder, folder, data)
+                return collection.run(progress)
     except _StopAsked as error:
         raise Stopped from error
     except OSError as error:
@@ -438,10 +480,11 @@ class _Collection:
         dynamics: Dynamics,
         embedder: Embedder | None,
         folder: Path,
+        data: str | Path | None,
     ) -> None:
         self.config, self.chat, self.caller = config, chat, caller
         self.call = _Stoppable(caller)
-        self.dynamics, self.folder = dynamics, folder
+        self.dynamics, self.folder, self.data = dynamics, folder, data
         self.embedder = embedder or state_embedder(dynamics.prepared)
         self.finished: list[PlayedSession] = []
         path = folder / _FILE
@@ -460,10 +503,7 @@ class _Collection:
             config.settings,
             self.embedder,
         )
-        if config.memories is not None:
-            agent = replace(
-                agent, memories=agent.memories.with_contents_of(config.memories, self.embedder)
-            )
+        agent = remembering(agent, config.memories, dynamics.prepared, self.embedder, self.data)
         users = draw_users(dynamics, config.episodes, config.seed)
         with (
             self.call.until_interrupted(),

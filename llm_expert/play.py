@@ -272,7 +272,7 @@ class _Run:
             _Recall(
                 tuple(str(found.value["text"]) for found in reflections[k]),
                 *_split_experiences(experiences[k], session.pad),
-                tuple((found.key, float(found.value["value"])) for found in values[k]),
+                _latest_values(values[k]),
             )
             for k, session in enumerate(sessions)
         ]
@@ -461,6 +461,14 @@ def _split_experiences(
     encouraged = tuple(title for title, good in titles if good and title not in shown)
     discouraged = tuple(title for title, good in titles if not good and title not in shown)
     return encouraged, discouraged
+
+
+def _latest_values(found: Sequence[Recalled]) -> tuple[tuple[str, float], ...]:
+    """Returns states and values; of a state that is there twice the latest, which comes first."""
+    values: dict[str, float] = {}
+    for recalled in found:
+        values.setdefault(recalled.key, float(recalled.value["value"]))
+    return tuple(values.items())
 
 
 async def _concurrently(*groups: Sequence[Coroutine[Any, Any, Any]]) -> list[list[Any]]:

@@ -81,7 +81,7 @@ class RecEnv(gym.Env[Any, np.int64]):
         dataset: A name (`recsim_env.datasets.names`), a dataset, or a prepared dataset.
         dynamics: Ready dynamics; instead of the other arguments about the simulation.
         split: Whose rewards: ``"train"`` or ``"test"``.
-        termination: ``"category"``, ``"similarity"``, ``"none"``, a rule or several
+        termination: ``"category"``, ``"billp"``, ``"similarity"``, ``"none"``, a rule or several
             (`recsim_env.termination`).
         window: N of the category rule, instead of the dataset's preset.
         max_repeats: M of the category rule, instead of the dataset's preset.

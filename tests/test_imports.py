@@ -81,10 +81,10 @@ def test_help_imports_no_language_model_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert "usage: ilrec" in run.stdout
-    assert {"langchain", "langchain_core", "faiss"} & set(run.stderr.split()) == set()
+    assert {"langchain", "langchain_core", "faiss", "torch"} & set(run.stderr.split()) == set()
 
 
-@pytest.mark.parametrize("package", ["recsim_env", "ilrec_sb3"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_lazy_names_are_those_of_the_submodules(package: str) -> None:
     """In a process of its own: names that are also submodules depend on what came first."""
     code = f"""

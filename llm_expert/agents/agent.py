@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -161,6 +162,31 @@ class Memories:
             memory: VectorMemory | None = getattr(self, name)
             if memory is not None:
                 memory.save(Path(folder) / name)
+
+    def with_entries(
+        self, entries: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
+    ) -> Memories:
+        """Returns these memories after entries have been added to those that are there.
+
+        Args:
+            entries: Name of a memory -> keys and values, as
+                `llm_expert.recorded.recorded_memories` gives them.
+
+        Raises:
+            DataError: There is none for any of these memories.
+        """
+        added = 0
+        for name in _MEMORIES:
+            memory: VectorMemory | None = getattr(self, name)
+            if memory is not None and entries.get(name):
+                memory.add([key for key, _ in entries[name]], [value for _, value in entries[name]])
+                added += len(entries[name])
+        if not added:
+            raise DataError(
+                "No recorded memory came for this agent, expected some of the files of llm_demos: "
+                "give the folder that holds them (--data), or start without memories."
+            )
+        return self
 
     def with_contents_of(self, folder: str | Path, embedder: Embedder) -> Memories:
         """Returns the same kinds of memories with what an earlier run remembered.
