@@ -22,15 +22,18 @@ def tell(session: Session, titles: Sequence[str]) -> str:
     user = f"user {session.extras['recorded_user']} of the {session.extras['split']} users"
     known = ", ".join(f"*{plain(titles[item])}*" for item in session.history) or "nothing"
     lines = [f"{session.source}, {user}. Known before: {known}.", ""]
-    names = ("thought", "raw_action", "grounding", "recorded_reward")
+    names = ("thought", "raw_action", "grounded_by", "grounding", "recorded_reward")
     columns = [session.extras[name] for name in names]
-    for number, (item, thought, said, how, reward) in enumerate(
+    for number, (item, thought, said, by, how, reward) in enumerate(
         zip(session.actions, *columns, strict=True), 1
     ):
         rated = "the user left" if reward is None else f"rated {reward:g}"
+        way = "by its title" if by == "named" else "shown in its place"
+        if how == "similar":
+            way = "nearest to what was shown in its place"
         lines += [
             f"{number}. *Thought.* {plain(thought)}",
-            f"   *Said* {plain(said)}, *understood as* {plain(titles[item])} ({how}), {rated}.",
+            f"   *Said* {plain(said)}, *understood as* {plain(titles[item])} ({way}), {rated}.",
         ]
     return "\n".join(lines)
 
