@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING
 from recsim_env.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from llm_expert.agents import (
-        AGENTS,
-        Agent,
-        AgentSettings,
-        act_only,
-        billp,
-        make_agent,
-        react,
-        reflexion,
-    )
+    from llm_expert.agents import AGENTS, Agent, AgentSettings, make_agent
+    from llm_expert.agents.act_only import act_only
+    from llm_expert.agents.billp import billp
+    from llm_expert.agents.react import react
+    from llm_expert.agents.reflexion import reflexion
     from llm_expert.calls import Caller, CallStore
     from llm_expert.chat_models import ChatModel, Price, known_specs, make_chat_model
     from llm_expert.demonstrations import (

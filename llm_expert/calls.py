@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_core.messages import BaseMessage
 
-from llm_expert.call_store import CallStore, Stored, difference
-from llm_expert.errors import BadResponseError, LLMError, ReplayMissError
+from llm_expert.call_store import CallStore, Spent, Stored, difference
+from llm_expert.errors import BadResponseError, LLMError, ReplayMissError, StopAsked
 from llm_expert.failures import Failure, failure_of, secrets_of, wait_before
 from llm_expert.tokens import count_messages
 from recsim_env.errors import DataError, IlrecError
@@ -65,7 +66,8 @@ class Answer:
         prompt_hash: Sha256 (hex) of the rendered messages.
         prompt_tokens: Of the prompt.
         completion_tokens: Of the answer.
-        latency: Seconds that the call took when it was made; retries and waiting left out.
+        latency: Seconds that the model took when the call was made; failed attempts and every
+            wait before it are left out.
         cached: Whether the answer came from the record.
     """
 
@@ -92,6 +94,7 @@ class Call(Protocol):
 
         Raises:
             CallError: The call has failed for good.
+            StopAsked: The call was not made, since the run is to stop.
             ReplayMissError: A replay lacks the answer.
             StorageError: The record cannot be written.
         """
@@ -147,9 +150,11 @@ class Counts:
         retries: Attempts that failed and were followed by another.
         prompt_tokens: Of what was paid for now, empty answers too.
         completion_tokens: Likewise.
-        total_prompt_tokens: Of every answer, whether paid for now or before.
+        total_calls: Different answers, whether paid for now or before. An answer that several were
+            given counts once, for the role that had it first.
+        total_prompt_tokens: Of these answers, and of the empty ones on the way to them.
         total_completion_tokens: Likewise.
-        total_latency: Seconds that the model took for all these answers, one after another.
+        total_latency: Seconds that the model took for these answers, one after another.
     """
 
     calls: int = 0
@@ -157,21 +162,17 @@ class Counts:
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    total_calls: int = 0
     total_prompt_tokens: int = 0
     total_completion_tokens: int = 0
     total_latency: float = 0.0
-
-    @property
-    def total_calls(self) -> int:
-        """The number of answers, whether paid for now or before."""
-        return self.calls + self.cached
 
     def cost(self, price: Price | None) -> float | None:
         """Returns the USD that were paid now, or None where the price is not known."""
         return _cost(price, self.prompt_tokens, self.completion_tokens)
 
     def total_cost(self, price: Price | None) -> float | None:
-        """Returns the USD that all the answers cost, now or before, or None as `cost` does."""
+        """Returns the USD that all this has cost, now or before, or None as `cost` does."""
         return _cost(price, self.total_prompt_tokens, self.total_completion_tokens)
 
 
@@ -239,6 +240,10 @@ class Caller:
     is in the record before anybody sees it. Of equal calls at the same time one is made and all
     get its answer. It may be used in one event loop after another, not in two at a time.
 
+    Once a call has failed for good, or the record cannot be written, or `stop` was called, no
+    further call is made: those that wait end in `StopAsked`, and what is on its way comes to its
+    end and is recorded. The record goes on answering. A new start takes a new object.
+
     Args:
         chat: The model.
         store: The record; None keeps the answers in memory for as long as this object lives.
@@ -286,9 +291,11 @@ class Caller:
         self._kept: dict[str, Stored] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(max_in_flight)
+        self._woken = asyncio.Event()
         self._flights: dict[str, asyncio.Task[Stored]] = {}
-        self._asking: set[str] = set()
-        self._closing = False
+        self._counted: set[str] = set()
+        self._stopped = False
+        self._failure: Exception | None = None
 
     async def __call__(
         self, messages: Sequence[BaseMessage], *, tag: Tag, sample: int = 0
@@ -298,6 +305,7 @@ class Caller:
         key = _key(self.chat.spec, self._settings, rendered, sample)
         question = _Question(messages, rendered, _sha256(rendered), key, tag, sample)
         found = self._find(key)
+        self._count_past(key, found, tag.role)
         if found is not None:
             return self._deliver(found, tag, cached=True)
         if self._replay:
@@ -312,37 +320,26 @@ class Caller:
         # Who waits may be cancelled; the call goes on for the others and for the record.
         return self._deliver(await asyncio.shield(flight), tag, cached=not first)
 
-    async def settle(self, seconds: float = 10.0) -> None:
-        """Waits for the calls in flight, so that answers that are on their way are recorded.
+    def stop(self) -> None:
+        """Sees to it that no further call is made; see the class.
 
-        Nothing is tried again meanwhile. What has not come in time is cancelled.
-
-        Args:
-            seconds: How long to wait at most.
+        Any thread may call it, and a handler of a signal; a second time does nothing.
         """
-        flights = list(self._flights.values())
-        if not flights:
-            return
-        self._closing = True
-        try:
-            for key, flight in self._flights.items():
-                if key not in self._asking:
-                    flight.cancel()
-            await asyncio.wait(flights, timeout=seconds)
-            for flight in flights:
-                flight.cancel()
-            await asyncio.gather(*flights, return_exceptions=True)
-        finally:
-            self._closing = False
+        self._stopped = True
+        # In this order: a loop that starts meanwhile sees the flag before it waits.
+        loop, woken = self._loop, self._woken
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits in it
+                loop.call_soon_threadsafe(woken.set)
 
     def _enter_loop(self) -> None:
         """Starts afresh where the event loop is not that of the call before."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop = loop
             self._slots = asyncio.Semaphore(self._max_in_flight)
             self._flights = {}
-            self._asking = set()
+            self._woken = asyncio.Event()
+            self._loop = loop
 
     def _landed(self, key: str, flight: asyncio.Task[Stored]) -> None:
         """Forgets a call that is over; its error is taken note of even if nobody waits for it."""
@@ -364,34 +361,56 @@ class Caller:
             call.latency,
             cached,
         )
-        self.usage.add(
-            tag.role,
-            cached=int(cached),
-            total_prompt_tokens=call.prompt_tokens,
-            total_completion_tokens=call.completion_tokens,
-            total_latency=call.latency,
-        )
+        self.usage.add(tag.role, cached=int(cached))
         if self._on_answer is not None:
             self._on_answer(answer, tag)
         return answer
 
+    def _count_past(self, key: str, found: Stored | None, role: str) -> None:
+        """Counts once what a call has cost before this object came to it."""
+        if key in self._counted:
+            return
+        self._counted.add(key)
+        if found is not None:
+            self.usage.add(role, total_calls=1, total_latency=found.latency, **_in_total(found))
+        if self._store is not None:
+            past = self._store.spent(key)
+            if past.answers:
+                self.usage.add(role, **_in_total(past))
+
     async def _pay(self, question: _Question) -> Stored:
         """Asks the model until it answers; the answer is in the record when this returns."""
-        failures = 0
         async with self._slots:
-            while True:
-                outcome = await self._attempt(question)
-                if isinstance(outcome, Stored):
-                    return outcome
-                failures += 1
-                if not outcome.again or failures == self._attempts or self._closing:
-                    break
-                self.usage.add(question.tag.role, retries=1)
-                wait = wait_before(
-                    question.key, failures, outcome.wait, self._first_wait, self._longest_wait
-                )
-                _LOG.info("%s: %s; again in %.1f s", _name(question.tag), outcome.what, wait)
-                await self._sleep(wait)
+            try:
+                return await self._ask(question)
+            except StopAsked:
+                raise
+            except Exception as error:
+                # Before the slot is free for the next.
+                self._failure = self._failure or error
+                self.stop()
+                raise
+
+    async def _ask(self, question: _Question) -> Stored:
+        """Asks the model until it answers or has failed for good."""
+        failures = 0
+        while True:
+            if self.chat.limiter is not None:
+                await self._until_stopped(self.chat.limiter.aacquire())
+            self._go_on(question)
+            outcome = await self._attempt(question)
+            if isinstance(outcome, Stored):
+                return outcome
+            failures += 1
+            if not outcome.again or failures == self._attempts:
+                break
+            self._go_on(question)
+            self.usage.add(question.tag.role, retries=1)
+            wait = wait_before(
+                question.key, failures, outcome.wait, self._first_wait, self._longest_wait
+            )
+            _LOG.info("%s: %s; again in %.1f s", _name(question.tag), outcome.what, wait)
+            await self._until_stopped(self._sleep(wait))
         # Not inside an `except`: an exception whose text holds a key must not come along.
         raise outcome.kind(
             f"{_name(question.tag).capitalize()} failed after {failures} "
@@ -399,18 +418,40 @@ class Caller:
             "command again: it goes on where it stopped."
         ) from outcome.cause
 
+    def _go_on(self, question: _Question) -> None:
+        """Raises where no further call is to be made."""
+        if self._stopped:
+            why = "another call failed for good" if self._failure else "the run was asked to stop"
+            raise StopAsked(
+                f"{_name(question.tag).capitalize()} was not made, since {why}; start the same "
+                "command again: it goes on where it stopped."
+            ) from self._failure
+
+    async def _until_stopped(self, waiting: Awaitable[object]) -> None:
+        """Waits, but no longer than until no further call is to be made."""
+        wanted = asyncio.ensure_future(waiting)
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            if not self._stopped:
+                await asyncio.wait({wanted, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wanted.cancel()
+            woken.cancel()
+            await asyncio.wait({wanted, woken})
+        if not wanted.cancelled():
+            wanted.result()
+
     async def _attempt(self, question: _Question) -> Stored | Failure:
         """Asks the model once."""
         started = time.perf_counter()
-        self._asking.add(question.key)
         try:
-            message = await self.chat.model.ainvoke(list(question.messages))
+            message = await self.chat.model.ainvoke(
+                list(question.messages), **self._draw(question.sample)
+            )
         except IlrecError:
             raise
         except Exception as error:  # noqa: BLE001 - a model may raise whatever its provider does
             return failure_of(error, self._secrets)
-        finally:
-            self._asking.discard(question.key)
         latency = time.perf_counter() - started
         # From here to the record nothing is awaited, so nothing can come between.
         text = _text_of(message)
@@ -419,18 +460,32 @@ class Caller:
             self.chat.counter, question.messages
         )
         completion_tokens = counted.get("output_tokens") or self.chat.counter.count(text)
-        paid = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        if not text.strip():
-            self.usage.add(question.tag.role, **paid)
-            return _empty(message.response_metadata)
-        self.usage.add(question.tag.role, calls=1, **paid)
         call = self._row(
             question,
             text=text,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            latency=latency,
+            latency=_seconds_of(message, latency),
         )
+        return self._keep(call, message.response_metadata)
+
+    def _draw(self, sample: int) -> dict[str, Any]:
+        """Returns what tells the model that another draw of a prompt is wanted."""
+        name = self.chat.draw_argument
+        if name is None or not sample:
+            return {}
+        return {name: int(self.chat.settings.get("seed") or 0) + sample}
+
+    def _keep(self, call: Stored, metadata: Mapping[str, Any]) -> Stored | Failure:
+        """Counts and records an answer that was paid for, the tokens alone where it is empty."""
+        empty = not call.text.strip()
+        paid = {"prompt_tokens": call.prompt_tokens, "completion_tokens": call.completion_tokens}
+        self.usage.add(call.role, **paid, **_in_total(call))
+        if empty:
+            if self._store is not None:
+                self._store.spend(call.key, Spent(1, **paid))
+            return _empty(metadata)
+        self.usage.add(call.role, calls=1, total_calls=1, total_latency=call.latency)
         if self._store is None:
             self._kept[call.key] = call
         else:
@@ -478,6 +533,20 @@ class Caller:
             f"{start} ({mend}); the nearest that it has is {_name(tag)}, which differs: "
             f"{difference(near, asked)}"
         )
+
+
+def _in_total(cost: Stored | Spent) -> dict[str, int]:
+    """Returns the tokens of an answer under the names of the totals."""
+    return {
+        "total_prompt_tokens": cost.prompt_tokens,
+        "total_completion_tokens": cost.completion_tokens,
+    }
+
+
+def _seconds_of(message: BaseMessage, measured: float) -> float:
+    """Returns the seconds that the model says it took, or those that were measured around it."""
+    said = message.response_metadata.get("seconds")
+    return float(said) if isinstance(said, (int, float)) else measured
 
 
 def _name(tag: Tag) -> str:

@@ -101,6 +101,9 @@ class ChatModel:
         counter: Counts tokens of prompts.
         price: None where it is not known.
         timeout: Seconds that one call may take.
+        draw_argument: Name of the keyword of `ainvoke` that takes a seed, to draw another answer to
+            the same prompt; None where the model takes none.
+        limiter: Lets calls through at the rate that is wanted (`aacquire`); None lets all through.
     """
 
     model: BaseChatModel = field(repr=False)
@@ -111,6 +114,8 @@ class ChatModel:
     counter: TokenCounter
     price: Price | None
     timeout: float = 60.0
+    draw_argument: str | None = None
+    limiter: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -143,12 +148,12 @@ class _Wanted:
     seed: int
     prepared: Prepared | None
     encoding: str | None
-    rate_limiter: Any
+    replay: bool
 
     @property
     def common(self) -> dict[str, Any]:
         """Returns what every LangChain model is told."""
-        return {"cache": False, "disable_streaming": True, "rate_limiter": self.rate_limiter}
+        return {"cache": False, "disable_streaming": True}
 
     def settings(self, **others: Any) -> dict[str, Any]:
         """Returns the settings of an ordinary model."""
@@ -172,6 +177,7 @@ def make_chat_model(
     prepared: Prepared | None = None,
     encoding: str | None = "auto",
     requests_per_second: float | None = None,
+    replay: bool = False,
 ) -> ChatModel:
     """Makes a chat model; a missing package or key is said here, before any work.
 
@@ -189,6 +195,8 @@ def make_chat_model(
         encoding: tiktoken encoding to count with; "auto" takes the model's own, None or "bytes"
             counts bytes.
         requests_per_second: At most so many calls a second, retries among them.
+        replay: The record will answer: no key, package of a provider, server or weights are needed,
+            and the model cannot be asked. A server has to be named with its ``#NAME``.
 
     Returns:
         The model.
@@ -209,9 +217,9 @@ def make_chat_model(
         seed,
         prepared,
         encoding,
-        _limiter(requests_per_second),
+        replay,
     )
-    made = _MAKERS[kind](wanted)
+    made = replace(_MAKERS[kind](wanted), limiter=_limiter(requests_per_second))
     if made.window <= max_tokens:
         raise ModelSpecError(
             f"{made.spec} has a window of {made.window} tokens and max_tokens is {max_tokens}, "
@@ -399,9 +407,14 @@ def _window(wanted: _Wanted, spec: str, known: int | None) -> int:
     return known
 
 
+def _is_fixed(name: str) -> bool:
+    """Tells whether a model takes neither a temperature nor a seed."""
+    return _FIXED_TEMPERATURE.match(name.rsplit("/", 1)[-1]) is not None
+
+
 def _without_temperature(wanted: _Wanted, spec: str) -> _Wanted:
     """Returns the arguments as a model can have them that takes no temperature."""
-    if not _FIXED_TEMPERATURE.match(wanted.name.rsplit("/", 1)[-1]):
+    if not _is_fixed(wanted.name):
         return wanted
     _log.info("%s takes no temperature: none is sent.", spec)
     if wanted.max_tokens < _REASONING_TOKENS:
@@ -422,6 +435,24 @@ def _init(provider: str, name: str, **arguments: Any) -> BaseChatModel:
     given = {key: value for key, value in arguments.items() if value is not None}
     model: BaseChatModel = init_chat_model(name, model_provider=provider, **given)
     return model
+
+
+def _make(provider: str, wanted: _Wanted, spec: str, **arguments: Any) -> BaseChatModel:
+    """Makes a LangChain model, or what stands for it in a replay."""
+    if wanted.replay:
+        return _recorded(spec)
+    _require(provider, spec)
+    if provider == "ollama":
+        given = {key: value for key, value in arguments.items() if value is not None}
+        ollama: BaseChatModel = _seeded_ollama()(model=wanted.name, **given, **wanted.common)
+        return ollama
+    return _init(provider, wanted.name, **arguments, **wanted.common)
+
+
+def _recorded(spec: str) -> BaseChatModel:
+    from llm_expert.offline import RecordedChatModel
+
+    return RecordedChatModel(spec=spec)
 
 
 def _elsewhere(*variables: str) -> dict[str, str]:
@@ -477,26 +508,27 @@ def _offline(wanted: _Wanted) -> ChatModel:
         counter=_counter(wanted, None),
         price=wanted.price or Price(0.0, 0.0),
         timeout=wanted.timeout,
+        draw_argument="seed",
     )
 
 
 def _openai(wanted: _Wanted) -> ChatModel:
     spec = f"openai:{wanted.name}"
-    key = _key("openai", spec)
-    _require("openai", spec)
+    key = "" if wanted.replay else _key("openai", spec)
     wanted = _without_temperature(wanted, spec)
-    model = _init(
+    fixed = _is_fixed(wanted.name)
+    model = _make(
         "openai",
-        wanted.name,
+        wanted,
+        spec,
         api_key=key,
         temperature=wanted.temperature,
-        seed=None if _FIXED_TEMPERATURE.match(wanted.name) else wanted.seed,
+        seed=None if fixed else wanted.seed,
         max_tokens=wanted.max_tokens,
         timeout=wanted.timeout,
         max_retries=0,
         streaming=False,
         default_headers=_HEADERS,
-        **wanted.common,
     )
     known, price = _known("openai", wanted.name)
     return ChatModel(
@@ -508,17 +540,18 @@ def _openai(wanted: _Wanted) -> ChatModel:
         counter=_counter(wanted, encoding_for(wanted.name)),
         price=wanted.price or price,
         timeout=wanted.timeout,
+        draw_argument=None if fixed else "seed",
     )
 
 
 def _anthropic(wanted: _Wanted) -> ChatModel:
     spec = f"anthropic:{wanted.name}"
-    key = _key("anthropic", spec)
-    _require("anthropic", spec)
+    key = "" if wanted.replay else _key("anthropic", spec)
     wanted = _without_temperature(wanted, spec)
-    model = _init(
+    model = _make(
         "anthropic",
-        wanted.name,
+        wanted,
+        spec,
         api_key=key,
         temperature=wanted.temperature,
         max_tokens=wanted.max_tokens,
@@ -526,7 +559,6 @@ def _anthropic(wanted: _Wanted) -> ChatModel:
         max_retries=0,
         streaming=False,
         default_headers=_HEADERS,
-        **wanted.common,
     )
     known, price = _known("anthropic", wanted.name)
     return ChatModel(
@@ -543,20 +575,19 @@ def _anthropic(wanted: _Wanted) -> ChatModel:
 
 def _ollama(wanted: _Wanted) -> ChatModel:
     spec = f"ollama:{wanted.name}"
-    _require("ollama", spec)
     # The server sets memory aside for the whole window, so that a model's full one is not asked for
     # unless it is wanted; without a number it would silently cut prompts at 2048 or 4096 tokens.
     trained = _family_window(wanted.name) or _DEFAULT_WINDOW
     window = wanted.window or min(trained, _DEFAULT_WINDOW)
-    model = _init(
+    model = _make(
         "ollama",
-        wanted.name,
+        wanted,
+        spec,
         temperature=wanted.temperature,
         seed=wanted.seed,
         num_predict=wanted.max_tokens,
         num_ctx=window,
         client_kwargs={"timeout": wanted.timeout, "headers": dict(_HEADERS)},
-        **wanted.common,
     )
     return ChatModel(
         model=model,
@@ -567,35 +598,61 @@ def _ollama(wanted: _Wanted) -> ChatModel:
         counter=_counter(wanted, None),
         price=wanted.price or Price(0.0, 0.0),
         timeout=wanted.timeout,
+        draw_argument="seed",
     )
+
+
+def _seeded_ollama() -> type[Any]:
+    """Returns LangChain's class for Ollama, made to take a seed with a call.
+
+    Its own takes one with a call only inside a full set of options, in place of all its fields.
+    """
+    from langchain_ollama import ChatOllama
+
+    class SeededOllama(ChatOllama):
+        async def _agenerate(self, *arguments: Any, **others: Any) -> Any:
+            seed = others.pop("seed", self.seed)
+            model = self if seed == self.seed else self.model_copy(update={"seed": seed})
+            return await ChatOllama._agenerate(model, *arguments, **others)
+
+    return SeededOllama
 
 
 def _huggingface(wanted: _Wanted) -> ChatModel:
-    spec = f"huggingface:{wanted.name}"
-    _require("huggingface", spec)
-    from llm_expert.local import LocalChatModel
+    from llm_expert import local
 
-    model = LocalChatModel.from_pretrained(
-        wanted.name,
-        temperature=wanted.temperature,
-        max_tokens=wanted.max_tokens,
-        seed=wanted.seed,
-        **wanted.common,
-    )
+    spec = f"huggingface:{wanted.name}"
+    model: BaseChatModel
+    window: int | None
+    count: Callable[[str], int] | None
+    if wanted.replay:
+        model = _recorded(spec)
+        window, count = local.what_is_here(wanted.name)
+    else:
+        _require("huggingface", spec)
+        own = local.LocalChatModel.from_pretrained(
+            wanted.name,
+            temperature=wanted.temperature,
+            max_tokens=wanted.max_tokens,
+            seed=wanted.seed,
+            **wanted.common,
+        )
+        model, window, count = own, own.window, own.token_counter()
     counter = (
-        TokenCounter("tokenizer", exact=True, count_anew=model.token_counter())
-        if wanted.encoding == "auto"
-        else make_counter(wanted.encoding)
+        TokenCounter("tokenizer", exact=True, count_anew=count)
+        if wanted.encoding == "auto" and count is not None
+        else _counter(wanted, None)
     )
     return ChatModel(
         model=model,
         spec=spec,
         settings=wanted.settings(),
-        window=_window(wanted, spec, model.window),
+        window=_window(wanted, spec, window),
         max_tokens=wanted.max_tokens,
         counter=counter,
         price=wanted.price or Price(0.0, 0.0),
         timeout=wanted.timeout,
+        draw_argument="seed",
     )
 
 
@@ -609,8 +666,8 @@ class _Server:
     key: str = field(repr=False)
 
 
-def _server(url: str) -> tuple[_Server, str]:
-    """Returns the server of a URL and the model that it names, or ""."""
+def _server(url: str, *, replay: bool) -> tuple[_Server, str]:
+    """Returns the server of a URL and the model that it names, or ""; no key is for a replay."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -623,7 +680,7 @@ def _server(url: str) -> tuple[_Server, str]:
     path = parts.path.rstrip("/") or "/v1"
     clean = f"{parts.scheme.lower()}://{place}{path}"
     key = "none"
-    if os.environ.get(_KEYS["openai"], "").strip():
+    if not replay and os.environ.get(_KEYS["openai"], "").strip():
         key = _key("openai", clean)
     return _Server(clean, parts.hostname, _auth(parts), key), unquote(parts.fragment).strip()
 
@@ -675,21 +732,29 @@ def _only_model(server: _Server, timeout: float) -> tuple[str, int | None]:
 
 
 def _http(wanted: _Wanted) -> ChatModel:
-    server, name = _server(wanted.name)
-    _require("openai", server.url)
+    server, name = _server(wanted.name, replay=wanted.replay)
     window: int | None = None
     if not name:
+        if wanted.replay:
+            raise ModelSpecError(
+                f"The LLM {server.url} names no model, and a replay asks no server for it: give "
+                f"{server.url}#NAME with the model that was recorded (and its window, if it is not "
+                "the one that the name tells)."
+            )
+        _require("openai", server.url)
         name, window = _only_model(server, wanted.timeout)
     spec = f"{server.url}#{name}"
     local = server.host == "localhost" or server.host.startswith("127.") or server.host == "::1"
-    if server.url.startswith("http:") and not local and (server.auth or server.key != "none"):
+    secret = not wanted.replay and (server.auth or server.key != "none")
+    if server.url.startswith("http:") and not local and secret:
         _log.warning("A key goes to %s over a connection that is not encrypted.", server.url)
     own = server.host == _OPENAI_HOST
     wanted = _without_temperature(replace(wanted, name=name), spec)
     known, price = _known("openai", name) if own else (None, None)
-    model = _init(
+    model = _make(
         "openai",
-        name,
+        wanted,
+        server.url,
         base_url=server.url,
         api_key=server.key,
         temperature=wanted.temperature,
@@ -699,8 +764,7 @@ def _http(wanted: _Wanted) -> ChatModel:
         streaming=False,
         default_headers=_HEADERS,
         **_limits(wanted, own),
-        **_clients(server),
-        **wanted.common,
+        **({} if wanted.replay else _clients(server)),
     )
     return ChatModel(
         model=model,
@@ -711,12 +775,13 @@ def _http(wanted: _Wanted) -> ChatModel:
         counter=_counter(wanted, encoding_for(name)),
         price=wanted.price or price,
         timeout=wanted.timeout,
+        draw_argument=None if _is_fixed(name) else "seed",
     )
 
 
 def _limits(wanted: _Wanted, own: bool) -> dict[str, Any]:
     """Returns how a server is told the longest answer and the seed."""
-    if _FIXED_TEMPERATURE.match(wanted.name.rsplit("/", 1)[-1]):
+    if _is_fixed(wanted.name):
         return {"max_tokens": wanted.max_tokens}
     if own:
         return {"max_tokens": wanted.max_tokens, "seed": wanted.seed}

@@ -16,7 +16,11 @@ from recsim_env import command_line as cl
 from recsim_env.errors import DataError
 
 if TYPE_CHECKING:
-    from llm_expert.calls import Usage
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llm_expert.agents import Agent
+    from llm_expert.calls import Caller
     from llm_expert.chat_models import ChatModel
     from llm_expert.grounding import Embedder
     from llm_expert.play import PlayedSession
@@ -130,6 +134,7 @@ def _chat(arguments: argparse.Namespace, prepared: Prepared, seed: int) -> ChatM
         seed=seed,
         prepared=prepared,
         requests_per_second=arguments.requests_per_second,
+        replay=arguments.replay,
     )
 
 
@@ -293,6 +298,7 @@ def _dry_run(arguments: argparse.Namespace, config: Any, dynamics: Dynamics) -> 
             dynamics,
             max_tokens=arguments.max_tokens,
             in_flight=arguments.in_flight,
+            data=arguments.data,
         )
     )
     return 0
@@ -342,75 +348,93 @@ class Players:
             episodes: Sessions of each.
             seed: Draws the users.
         """
-        from llm_expert.calls import CallStore
-        from recsim_env.artefacts import cache_dir
-
-        chat = _chat(arguments, dynamics.prepared, seed)
-        path = Path(arguments.calls or cache_dir(arguments.cache) / "calls.sqlite")
-        with CallStore(path, read_only=arguments.replay) as store:
-            return [
-                self._play(name, arguments, dynamics, episodes, seed, chat, store)
-                for name in dict.fromkeys(arguments.agent)
-            ]
-
-    def _play(
-        self,
-        name: str,
-        arguments: argparse.Namespace,
-        dynamics: Dynamics,
-        episodes: int,
-        seed: int,
-        chat: ChatModel,
-        store: Any,
-    ) -> Played:
-        from tqdm.auto import tqdm
-
         from llm_expert.agents import AgentSettings
-        from llm_expert.calls import Caller
-        from llm_expert.demonstrations import (
-            agent_for,
-            play_agent,
-            remembering,
-            state_embedder,
-        )
-        from recsim_env.planners import Played, draw_users
+        from llm_expert.calls import Caller, CallStore
+        from llm_expert.demonstrations import agent_for, state_embedder
+        from llm_expert.starting import starting_memories
+        from recsim_env.artefacts import cache_dir
+        from recsim_env.planners import draw_users
         from recsim_env.settings import from_mapping
 
+        prepared = dynamics.prepared
+        chat = _chat(arguments, prepared, seed)
         settings = from_mapping(AgentSettings, cl.json_pairs(arguments.settings, "--set"))
-        embedder = _embedder(arguments.embedder) or state_embedder(dynamics.prepared)
-        caller = Caller(
-            chat,
-            store,
-            replay=arguments.replay,
-            max_in_flight=arguments.in_flight,
-            attempts=arguments.attempts,
+        embedder = _embedder(arguments.embedder) or state_embedder(prepared)
+        memories = starting_memories(
+            arguments.memories, prepared, embedder, data=arguments.data, gamma=settings.gamma
         )
-        agent = agent_for(name, chat, caller, dynamics.prepared, settings, embedder)
-        agent = remembering(agent, arguments.memories, dynamics.prepared, embedder, arguments.data)
-        started = time.perf_counter()
-        with tqdm(
-            total=episodes, desc=agent.name, unit="session", disable=not arguments.progress
-        ) as bar:
+        names = list(dict.fromkeys(arguments.agent))
+        users = draw_users(dynamics, episodes, seed)
+        path = Path(arguments.calls or cache_dir(arguments.cache) / "calls.sqlite")
+        with CallStore(path, read_only=arguments.replay) as store:
+            callers = [
+                Caller(
+                    chat,
+                    store,
+                    replay=arguments.replay,
+                    max_in_flight=arguments.in_flight,
+                    attempts=arguments.attempts,
+                )
+                for _ in names
+            ]
+            agents = [
+                agent_for(name, chat, caller, prepared, settings, embedder)
+                for name, caller in zip(names, callers, strict=True)
+            ]
+            if arguments.memories and not any(agent.memories.kinds for agent in agents):
+                raise DataError(
+                    f"--memories came for {', '.join(names)}, which remember nothing: leave it "
+                    "out, or take reflexion or billp."
+                )
+            return [
+                _play(memories.given_to(agent), caller, users, dynamics, embedder, arguments)
+                for agent, caller in zip(agents, callers, strict=True)
+            ]
 
-            def count(session: PlayedSession) -> None:
-                del session
-                bar.update()
 
-            sessions = play_agent(
-                agent,
-                dynamics,
-                draw_users(dynamics, episodes, seed),
-                embedder,
-                parallel=arguments.parallel,
-                on_finished=count,
-            )
-        seconds = time.perf_counter() - started
-        return Played(
-            f"{agent.name} ({chat.spec})",
-            _episodes(sessions),
-            seconds,
-            _columns(sessions, chat, caller.usage),
+def _play(
+    agent: Agent,
+    caller: Caller,
+    users: NDArray[np.int64],
+    dynamics: Dynamics,
+    embedder: Embedder,
+    arguments: argparse.Namespace,
+) -> Played:
+    from tqdm.auto import tqdm
+
+    from llm_expert.demonstrations import play_agent
+    from llm_expert.interrupts import stopping_on_interrupt
+    from recsim_env.planners import Played
+
+    started = time.perf_counter()
+    with (
+        stopping_on_interrupt(caller),
+        tqdm(
+            total=len(users),
+            desc=agent.name,
+            unit="session",
+            disable=not arguments.progress,
+        ) as bar,
+    ):
+
+        def count(session: PlayedSession) -> None:
+            del session
+            bar.update()
+
+        sessions = play_agent(
+            agent,
+            dynamics,
+            users,
+            embedder,
+            parallel=arguments.parallel,
+            on_finished=count,
         )
+    return Played(
+        f"{agent.name} ({caller.chat.spec})",
+        _episodes(sessions),
+        time.perf_counter() - started,
+        _columns(sessions, caller),
+    )
 
 
 def _episodes(sessions: list[PlayedSession]) -> Any:
@@ -429,14 +453,16 @@ def _episodes(sessions: list[PlayedSession]) -> Any:
     )
 
 
-def _columns(sessions: list[PlayedSession], chat: ChatModel, usage: Usage) -> dict[str, str]:
+def _columns(sessions: list[PlayedSession], caller: Caller) -> dict[str, str]:
     import numpy as np
+
+    usage, chat = caller.usage, caller.chat
 
     latency = float(np.median([step.latency for session in sessions for step in session.steps]))
     cost = usage.total_cost(chat.price)
     tokens = usage.total_prompt_tokens + usage.total_completion_tokens
     return {
-        "calls": f"{usage.calls + usage.cached:,}",
+        "calls": f"{usage.total_calls:,}",
         "tokens": f"{tokens / 1000:,.0f}k",
         "cost": "?" if cost is None else f"${cost:.2f}",
         "latency": f"{latency * 1000:.1f} ms" if latency < 1 else f"{latency:.1f} s",

@@ -16,35 +16,34 @@ asked again, so this takes milliseconds a step, and the files come out as if it 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
 import logging
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from langchain_core.messages import BaseMessage
 
 import recsim_env  # noqa: F401  (registers the environments)
 from llm_expert.agents import AGENTS, Agent, AgentSettings, CachedEmbedder, Kit, make_agent
-from llm_expert.calls import Answer, Call, Caller, CallStore, Tag, Usage
+from llm_expert.calls import Call, Caller, CallStore, Usage
 from llm_expert.chat_models import ChatModel
 from llm_expert.errors import StorageError
 from llm_expert.grounding import Embedder, Grounder, regrounded_share
+from llm_expert.interrupts import Stopped, run_coroutine, stopping_on_interrupt
 from llm_expert.play import PlayedSession, play
 from llm_expert.prompting import PromptBook, domain_of
-from llm_expert.recorded import recorded_memories
+from llm_expert.starting import StartingMemories, starting_memories
 from recsim_env.artefacts import write_file
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError, near_miss
@@ -53,7 +52,7 @@ from recsim_env.prepare import Prepared, Session
 from recsim_env.settings import from_mapping
 from recsim_env.simulator import Observer
 from recsim_env.text import TextEmbedder
-from recsim_env.trajectories import Trajectory, load_trajectories, save_trajectories
+from recsim_env.trajectories import Trajectory, save_trajectories
 
 __all__ = [
     "CollectConfig",
@@ -64,12 +63,10 @@ __all__ = [
     "collect_report",
     "dynamics_of",
     "play_agent",
-    "remembering",
     "state_embedder",
     "to_trajectories",
 ]
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _CONFIG, _CALLS, _FILE, _REPORT = (
@@ -78,17 +75,9 @@ _CONFIG, _CALLS, _FILE, _REPORT = (
     "demonstrations.parquet",
     "report.json",
 )
-_RECORDED = "recorded"
+_COUNTED_BY = "tokens_counted_by"
 _SAVE_EVERY = 10.0
 """Seconds between two saves of the finished sessions while a run goes on."""
-
-
-class Stopped(KeyboardInterrupt):
-    """The user asked to stop; what was on its way has been kept."""
-
-
-class _StopAsked(Exception):
-    """Ends the tasks of a run between two calls (a KeyboardInterrupt would break the loop)."""
 
 
 @dataclass(frozen=True)
@@ -212,44 +201,8 @@ def agent_for(
     return make_agent(name, kit)
 
 
-def remembering(
-    agent: Agent,
-    memories: str | None,
-    prepared: Prepared,
-    embedder: Embedder,
-    data: str | Path | None = None,
-) -> Agent:
-    """Returns an agent that starts with memories.
-
-    Args:
-        agent: With empty memories.
-        memories: A folder that `Memories.save` wrote, "recorded", or None for none.
-        prepared: Whose items.
-        embedder: Of the keys.
-        data: Folder with the raw data, for recorded memories.
-
-    Raises:
-        DataError: There are no such memories.
-    """
-    if memories is None:
-        return agent
-    if memories != _RECORDED:
-        return replace(agent, memories=agent.memories.with_contents_of(memories, embedder))
-    found, _ = recorded_memories(
-        prepared.dataset.name,
-        prepared.dataset,
-        data,
-        embedder,
-        splits=("train",),
-        gamma=agent.settings.gamma,
-    )
-    return replace(agent, memories=agent.memories.with_entries(found))
-
-
 def state_embedder(prepared: Prepared) -> Embedder:
     """Returns the default embedder of states and titles: the one of the dataset's items."""
-    if prepared.path is None:
-        raise DataError("A prepared dataset without a folder came: prepare it with a cache.")
     return CachedEmbedder(TextEmbedder.load(prepared.path / "text"))
 
 
@@ -273,31 +226,9 @@ def play_agent(
         on_finished: Called with each finished session.
     """
     grounder = Grounder(dynamics.prepared.dataset.catalogue, embedder)
-    return _run_async(
+    return run_coroutine(
         play(agent, dynamics, users, grounder=grounder, parallel=parallel, on_finished=on_finished)
     )
-
-
-def _run_async(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(asyncio.run(coroutine))
-        except BaseException as error:  # noqa: BLE001 (raised again by the caller's thread)
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def to_trajectories(
@@ -392,7 +323,7 @@ def collect_report(
         "encouraged_share": (
             float(np.mean([value > 0.0 for value in advantages])) if advantages else None
         ),
-        "calls": usage.calls + usage.cached,
+        "calls": usage.total_calls,
         "prompt_tokens": usage.total_prompt_tokens,
         "completion_tokens": usage.total_completion_tokens,
         "cost_usd": None if cost is None else round(cost, 6),
@@ -442,34 +373,33 @@ def collect(
     """
     folder = Path(out)
     dynamics = dynamics or dynamics_of(config.env, config.env_options)
-    wanted = _definition(config, chat, dynamics, embedder)
-    _check_folder(folder, wanted)
-    try:
+    known = embedder or state_embedder(dynamics.prepared)
+    memories = starting_memories(
+        config.memories, dynamics.prepared, known, data=data, gamma=config.settings.gamma
+    )
+    wanted = _definition(config, chat, dynamics, embedder, memories)
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            write_file(folder / _CONFIG, json.dumps(wanted, indent=1) + "\n")
-            with CallStore(folder / _CALLS) as store:
-                caller = Caller(
-                    chat,
-                    store,
-                    replay=replay,
-                    max_in_flight=max_in_flight,
-                    attempts=attempts,
+    with _locked(folder):
+        _check_folder(folder, wanted, replay)
+        if not replay:
+            with _writing(folder):
+                write_file(folder / _CONFIG, json.dumps(wanted, indent=1) + "\n")
+        with CallStore(folder / _CALLS) as store:
+            caller = Caller(
+                chat, store, replay=replay, max_in_flight=max_in_flight, attempts=attempts
+            )
+            agent = agent_for(config.agent, chat, caller, dynamics.prepared, config.settings, known)
+            if config.memories is not None and not agent.memories.kinds:
+                raise DataError(
+                    f"memories={config.memories!r} came for {config.agent}, which remembers "
+                    "nothing: leave them out, or take reflexion or billp."
                 )
-                collection = _Collection(config, chat, caller, dynamics, embedder, folder, data)
-                return collection.run(progress)
-    except _StopAsked as error:
-        raise Stopped from error
-    except OSError as error:
-        if isinstance(error, DataError):
-            raise
-        raise StorageError(
-            f"{folder} cannot be written ({str(error.strerror or error).lower()}): free space or "
-            "choose another place; the same command goes on where it stopped."
-        ) from error
+            run = _Run(config, chat, caller, dynamics, known, folder)
+            return run.finish(memories.given_to(agent), progress)
 
 
-class _Collection:
+class _Run:
     """One run in its folder, which is locked meanwhile."""
 
     def __init__(
@@ -478,37 +408,24 @@ class _Collection:
         chat: ChatModel,
         caller: Caller,
         dynamics: Dynamics,
-        embedder: Embedder | None,
+        embedder: Embedder,
         folder: Path,
-        data: str | Path | None,
     ) -> None:
         self.config, self.chat, self.caller = config, chat, caller
-        self.call = _Stoppable(caller)
-        self.dynamics, self.folder, self.data = dynamics, folder, data
-        self.embedder = embedder or state_embedder(dynamics.prepared)
+        self.dynamics, self.embedder, self.folder = dynamics, embedder, folder
         self.finished: list[PlayedSession] = []
-        path = folder / _FILE
-        self.kept = len(load_trajectories(path)) if path.exists() else 0
+        self.kept = _sessions_in(folder / _FILE)
         self.saved_at = time.monotonic()
 
-    def run(self, progress: bool) -> Collected:
+    def finish(self, agent: Agent, progress: bool) -> Collected:
+        """Plays what is not played yet, which costs nothing for what is answered, and keeps it."""
         from tqdm.auto import tqdm
 
-        config, dynamics = self.config, self.dynamics
-        agent = agent_for(
-            config.agent,
-            self.chat,
-            self.call,
-            dynamics.prepared,
-            config.settings,
-            self.embedder,
-        )
-        agent = remembering(agent, config.memories, dynamics.prepared, self.embedder, self.data)
-        users = draw_users(dynamics, config.episodes, config.seed)
+        users = draw_users(self.dynamics, self.config.episodes, self.config.seed)
         with (
-            self.call.until_interrupted(),
+            stopping_on_interrupt(self.caller),
             tqdm(
-                total=config.episodes, desc=agent.name, unit="session", disable=not progress
+                total=self.config.episodes, desc=agent.name, unit="session", disable=not progress
             ) as bar,
         ):
 
@@ -521,16 +438,17 @@ class _Collection:
 
             sessions = play_agent(
                 agent,
-                dynamics,
+                self.dynamics,
                 users,
                 self.embedder,
-                parallel=config.parallel,
+                parallel=self.config.parallel,
                 on_finished=on_finished,
             )
         trajectories = self._save()
-        agent.memories.save(self.folder / "memories")
         report = collect_report(sessions, self.chat, self.caller.usage)
-        write_file(self.folder / _REPORT, json.dumps(report, indent=1) + "\n")
+        with _writing(self.folder):
+            agent.memories.save(self.folder / "memories")
+            write_file(self.folder / _REPORT, json.dumps(report, indent=1) + "\n")
         return Collected(trajectories, report, self.folder / _FILE, self.caller.usage)
 
     def _said(self) -> str:
@@ -550,78 +468,72 @@ class _Collection:
             embedder=self.embedder,
         )
         if len(found) >= self.kept:
-            save_trajectories(self.folder / _FILE, found)
+            with _writing(self.folder):
+                save_trajectories(self.folder / _FILE, found)
             self.kept = len(found)
         self.saved_at = time.monotonic()
         return found
 
 
-class _Stoppable:
-    """Calls that a first Ctrl-C lets come to their end, so that none is paid and lost.
-
-    Args:
-        call: Asks the model.
-    """
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._asked = False
-
-    async def __call__(
-        self, messages: Sequence[BaseMessage], *, tag: Tag, sample: int = 0
-    ) -> Answer:
-        """Asks, unless the user has asked to stop."""
-        if self._asked:
-            raise _StopAsked
-        return await self._call(messages, tag=tag, sample=sample)
-
-    @contextlib.contextmanager
-    def until_interrupted(self) -> Iterator[None]:
-        """Takes Ctrl-C for a wish to stop; the second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGINT, self._on_interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _on_interrupt(self, number: int, frame: Any) -> None:
-        del number, frame
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        logger.warning("Waiting for the answers that are on their way; Ctrl-C again stops at once.")
+def _sessions_in(path: Path) -> int:
+    """Returns how many sessions a trajectory file has; 0 for one that cannot be read."""
+    if not path.exists():
+        return 0
+    try:
+        return int(pq.ParquetFile(path).metadata.num_rows)
+    except (pa.ArrowInvalid, OSError) as error:
+        logger.warning("%s cannot be read (%s); it is written again.", path, error)
+        return 0
 
 
 def _definition(
-    config: CollectConfig, chat: ChatModel, dynamics: Dynamics, embedder: Embedder | None
+    config: CollectConfig,
+    chat: ChatModel,
+    dynamics: Dynamics,
+    embedder: Embedder | None,
+    memories: StartingMemories,
 ) -> dict[str, Any]:
     """Returns all that defines a run, in JSON types and without secrets."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    try:
+        values: dict[str, Any] = json.loads(json.dumps(asdict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"The settings of the run cannot be written as JSON ({error}), expected numbers, "
+            "strings, lists and dictionaries: name things, or pass `dynamics` of your own."
+        ) from error
+    identity = "default" if embedder is None else str(getattr(embedder, "identity", ""))
+    if not identity:
+        raise DataError(
+            f"{type(embedder).__name__} came as embedder without an `identity`, expected a text "
+            "that tells it from others: a run goes on only with the embedder that it began with."
+        )
+    values |= {
+        "memories_digest": memories.digest,
+        "model": chat.spec,
+        "model_settings": json.loads(json.dumps(dict(chat.settings))),
+        "window": chat.window,
+        "max_tokens": chat.max_tokens,
+        _COUNTED_BY: chat.counter.name,
+        "dataset": dynamics.prepared.fingerprint,
+        "split": dynamics.split,
+        "rules": [repr(rule) for rule in dynamics.rules],
+        "limit": dynamics.limit,
+        "embedder": identity,
+        "prompts": _digest_of_prompts(),
+    }
+    return values
+
+
+def _digest_of_prompts() -> str:
     prompts = hashlib.sha256()
     folder = resources.files("llm_expert") / "prompts"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name.endswith(".toml"):
             prompts.update(file.name.encode() + b"\0" + file.read_bytes())
-    values |= {
-        "model": chat.spec,
-        "model_settings": json.loads(json.dumps(dict(chat.settings))),
-        "window": chat.window,
-        "max_tokens": chat.max_tokens,
-        "tokens_counted_by": chat.counter.name,
-        "dataset": dynamics.prepared.fingerprint,
-        "split": dynamics.split,
-        "rules": [repr(rule) for rule in dynamics.rules],
-        "limit": dynamics.limit,
-        "embedder": "default" if embedder is None else repr(embedder),
-        "prompts": prompts.hexdigest()[:16],
-    }
-    return values
+    return prompts.hexdigest()[:16]
 
 
-def _check_folder(folder: Path, wanted: Mapping[str, Any]) -> None:
+def _check_folder(folder: Path, wanted: Mapping[str, Any], replay: bool) -> None:
     """Refuses a folder that holds another run."""
     path = folder / _CONFIG
     if not path.exists():
@@ -630,6 +542,11 @@ def _check_folder(folder: Path, wanted: Mapping[str, Any]) -> None:
                 f"{folder} holds a run without its {_CONFIG}, so it cannot be told whether it is "
                 "this one: choose another folder."
             )
+        if replay:
+            raise DataError(
+                f"{folder} holds no run to replay, expected {_CONFIG} and {_CALLS}: name the "
+                "folder of a recorded run."
+            )
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -637,7 +554,23 @@ def _check_folder(folder: Path, wanted: Mapping[str, Any]) -> None:
         raise DataError(
             f"{path} is not JSON ({error}), expected the settings of a run: choose another folder."
         ) from error
-    different = sorted(name for name in wanted if found.get(name) != wanted[name])
+    if not isinstance(found, dict):
+        raise DataError(
+            f"{path} holds {type(found).__name__}, expected the settings of a run: choose another "
+            "folder."
+        )
+    # In a replay a prompt that is cut otherwise is missed, and the message then says where.
+    different = sorted(
+        name
+        for name in wanted
+        if found.get(name) != wanted[name] and not (replay and name == _COUNTED_BY)
+    )
+    if different == [_COUNTED_BY]:
+        raise DataError(
+            f"{folder} holds a run whose tokens were counted by {found.get(_COUNTED_BY)!r}, and "
+            f"now there is only {wanted[_COUNTED_BY]!r}: let tiktoken reach its vocabulary once "
+            "(TIKTOKEN_CACHE_DIR keeps it), or choose another folder."
+        )
     if different:
         name = different[0]
         raise DataError(
@@ -647,15 +580,31 @@ def _check_folder(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Says in one sentence that a folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise StorageError(
+            f"{folder} cannot be written ({str(error.strerror or error).lower()}): free space or "
+            "choose another place; the same command goes on where it stopped."
+        ) from error
+
+
+@contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keeps a second process out of a run; a killed one lets go by itself."""
     lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise DataError(
-            f"Another process is collecting into {folder}: wait for it, or choose another folder."
-        ) from error
+    with _writing(folder):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise DataError(
+                f"Another process is collecting into {folder}: wait for it, or choose another "
+                "folder."
+            ) from error
     try:
         yield
     finally:

@@ -15,9 +15,10 @@ IlrecError (recsim_env.errors)
    + FormatError           (also a ValueError)    an answer is not in the format that was asked for
    + ReplayMissError       (also a LookupError)   a replay lacks the answer to a prompt
    + StorageError          (also a RuntimeError)  the record of calls cannot be read or written
+   + StopAsked                                    a call was not made: the run is to stop
 
-Only `CallError` and its kinds stop a run; what was answered before is on disk, and the same command
-goes on from there.
+`CallError`, `StorageError` and their kinds stop a run: calls that are not on their way yet end in
+`StopAsked`. What was answered before is on disk, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = [
     "ReplayMissError",
     "RequestError",
     "ServerError",
+    "StopAsked",
     "StorageError",
 ]
 
@@ -96,3 +98,10 @@ class ReplayMissError(LLMError, LookupError):
 
 class StorageError(LLMError, RuntimeError):
     """The record of calls cannot be read or written."""
+
+
+class StopAsked(LLMError):
+    """A call was not made: the run was asked to stop, or another call failed for good.
+
+    Where another call failed, its error is the `__cause__`.
+    """

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pydantic import Field, PrivateAttr
 
 from llm_expert.errors import ModelSpecError
 
-__all__ = ["LocalChatModel", "load_causal_lm"]
+__all__ = ["LocalChatModel", "load_causal_lm", "what_is_here"]
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant"}
 _NO_LIMIT = 10**9
@@ -30,8 +31,9 @@ class LocalChatModel(BaseChatModel):
     """A causal language model with a chat template, one call at a time.
 
     An answer is a function of the seed and the messages, whatever was asked before: every call
-    draws from a generator of its own. Names of special tokens inside a message are broken up, so
-    that a text cannot end its own message.
+    draws from a generator of its own, and may bring a `seed` of its own. Names of special tokens
+    inside a message are broken up, so that a text cannot end its own message. The seconds that an
+    answer took, without the wait for the calls before it, are in its `response_metadata`.
 
     Args:
         network: A transformers model that generates.
@@ -81,38 +83,37 @@ class LocalChatModel(BaseChatModel):
 
     def token_counter(self) -> Callable[[str], int]:
         """Returns what counts the tokens of a text, safe beside a running call."""
-        tokenizer = copy.deepcopy(self.tokenizer)
-
-        def count(text: str) -> int:
-            return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-        return count
+        return counting(copy.deepcopy(self.tokenizer))
 
     def _generate(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002 (LangChain's signature)
-        **kwargs: Any,  # noqa: ARG002 (LangChain's signature)
+        **kwargs: Any,
     ) -> ChatResult:
         import torch as th
 
         turns = [{"role": _ROLES[m.type], "content": self._plain(str(m.text))} for m in messages]
         with self._lock, th.random.fork_rng(), th.inference_mode():
+            started = time.perf_counter()
             prompt = self.tokenizer.apply_chat_template(
                 turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
             ).to(self.network.device)
-            th.manual_seed(_seed(self.seed, turns))
+            th.manual_seed(_seed(kwargs.get("seed", self.seed), turns))
             output = self.network.generate(**prompt, **self._sampling())
             n_prompt = prompt["input_ids"].shape[1]
             answer = output[0, n_prompt:]
             text = self.tokenizer.decode(answer, skip_special_tokens=True)
+            seconds = time.perf_counter() - started
         for end in stop or ():
             text = text.partition(end)[0]
         usage = UsageMetadata(
             input_tokens=n_prompt, output_tokens=len(answer), total_tokens=n_prompt + len(answer)
         )
-        message = AIMessage(content=text, usage_metadata=usage)
+        message = AIMessage(
+            content=text, usage_metadata=usage, response_metadata={"seconds": seconds}
+        )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _sampling(self) -> dict[str, Any]:
@@ -171,6 +172,34 @@ def load_causal_lm(path: str | Path, device: str | None = None) -> tuple[Any, An
     return loaded.to(place).eval(), tokenizer
 
 
+def counting(tokenizer: Any) -> Callable[[str], int]:
+    """Returns what counts the tokens of a text with a tokenizer of transformers."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    return count
+
+
+def what_is_here(path: str | Path) -> tuple[int | None, Callable[[str], int] | None]:
+    """Returns a model's window and its token counter as far as they can be had without weights.
+
+    No network is asked. Without transformers, or where no file of the model is on this machine,
+    both are None.
+
+    Args:
+        path: Folder, or name on the Hugging Face hub.
+    """
+    try:
+        from transformers import AutoConfig, AutoTokenizer
+
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (ImportError, OSError, ValueError, KeyError):
+        return None, None
+    return _longest(config, tokenizer), counting(tokenizer)
+
+
 def longest_text(network: Any, tokenizer: Any) -> int | None:
     """Returns how many tokens a model can read, where it says so.
 
@@ -178,8 +207,12 @@ def longest_text(network: Any, tokenizer: Any) -> int | None:
         network: A transformers model.
         tokenizer: Its tokenizer.
     """
+    return _longest(network.config, tokenizer)
+
+
+def _longest(config: Any, tokenizer: Any) -> int | None:
     said = [
-        getattr(network.config, "max_position_embeddings", None),
+        getattr(config, "max_position_embeddings", None),
         getattr(tokenizer, "model_max_length", None),
     ]
     limits = [int(number) for number in said if number and number < _NO_LIMIT]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _DECIMALS = 6
 _MARGIN = 1e-5
 """More than a float32 sum of products of two unit vectors is wrong by."""
 _SPARE = 8
-"""Neighbours searched for beyond those asked for, so that most ties end among them."""
+"""Neighbours searched for to find the nearest one, so that most ties end among them."""
 
 
 def min_max(similarities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
@@ -62,6 +63,15 @@ class Recalled:
     similarity: float
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What is stored: key, its row in the index, and value."""
+
+    key: str
+    row: int
+    value: dict[str, Any]
+
+
 class VectorMemory:
     """Entries with a text as key, recalled by the cosine similarity of a query to the keys.
 
@@ -84,8 +94,9 @@ class VectorMemory:
             )
         self.embedder, self.threshold, self.top_k = embedder, float(threshold), int(top_k)
         self._lock = threading.Lock()
-        self._index: Any = None  # its dimension is known with the first vectors
-        self._entries: list[tuple[str, str]] = []
+        self._index: Any = None  # of the keys; its dimension is known with the first vectors
+        self._rows: dict[str, int] = {}  # key -> its row in the index
+        self._entries: list[_Entry] = []
 
     def __len__(self) -> int:
         """Returns the number of entries."""
@@ -109,11 +120,16 @@ class VectorMemory:
             raise DataError(
                 f"{len(keys)} keys and {len(values)} values came, expected one value for each key."
             )
-        entries = [(key, _to_json(value, key)) for key, value in zip(keys, values, strict=True)]
-        if entries:
-            self._append(entries, embed_texts(self.embedder, keys))
+        kept = [_as_json(value, key) for key, value in zip(keys, values, strict=True)]
+        if kept:
+            self._append(keys, kept, embed_texts(self.embedder, keys))
 
-    def _append(self, entries: list[tuple[str, str]], vectors: npt.NDArray[np.float32]) -> None:
+    def _append(
+        self,
+        keys: Sequence[str],
+        values: Sequence[dict[str, Any]],
+        vectors: npt.NDArray[np.float32],
+    ) -> None:
         with self._lock:
             if self._index is None:
                 self._index = faiss.IndexFlatIP(vectors.shape[1])
@@ -122,77 +138,155 @@ class VectorMemory:
                     f"The embedder gave vectors of size {vectors.shape[1]}, expected "
                     f"{self._index.d} as before: use one embedder for one memory."
                 )
-            self._index.add(vectors)
-            self._entries.extend(entries)
+            first = {key: number for number, key in reversed(list(enumerate(keys)))}
+            fresh = sorted(number for key, number in first.items() if key not in self._rows)
+            if fresh:
+                self._index.add(vectors[fresh])
+            for number in fresh:
+                self._rows[keys[number]] = len(self._rows)
+            rows = (self._rows[key] for key in keys)
+            self._entries.extend(map(_Entry, keys, rows, values))
 
-    def recall(self, queries: Sequence[str]) -> list[list[Recalled]]:
+    def recall(
+        self,
+        queries: Sequence[str],
+        *,
+        skip: Sequence[Callable[[Mapping[str, Any]], bool]] | None = None,
+        distinct: Callable[[str, Mapping[str, Any]], Hashable] | None = None,
+    ) -> list[list[Recalled]]:
         """Returns for each query the entries that are similar to it.
+
+        Both conditions apply before the cut to `top_k`, and neither changes a similarity: it is
+        normalised over the whole memory, with the entries that are left out.
 
         Args:
             queries: q texts.
+            skip: q functions of an entry's value, each for one query; an entry for which it is
+                true is left out, as if the threshold had done so. They must neither change the
+                value nor use this memory.
+            distinct: Function of an entry's key and value: of the entries with the same result
+                only the latest counts, among those above the threshold that are not skipped. For
+                example ``lambda key, value: value["title"]``. The same holds for it.
 
         Returns:
             q lists of at most `top_k` entries, each more similar than the threshold; best first,
             and of equally similar ones the latest first.
+
+        Raises:
+            DataError: There are not as many functions as queries.
         """
+        if skip is not None and len(skip) != len(queries):
+            raise DataError(
+                f"{len(queries)} queries and {len(skip)} functions to skip by came, expected one "
+                "function for each query."
+            )
         if not queries or not self._entries:
             return [[] for _ in queries]
         vectors = embed_texts(self.embedder, queries, self._index.d)
         with self._lock:
-            found = self._search(vectors)
-        return [
-            [
-                self._recalled(number, similarity)
-                for number, similarity in zip(numbers.tolist(), similarities.tolist(), strict=True)
-                if similarity > self.threshold
+            groups = None if distinct is None else self._groups(distinct)
+            return [
+                self._choose(numbers, similarities, skip[query] if skip else None, groups)
+                for query, (numbers, similarities) in enumerate(self._above_threshold(vectors))
             ]
-            for numbers, similarities in found
-        ]
 
-    def _recalled(self, number: int, similarity: float) -> Recalled:
-        key, value = self._entries[number]
-        return Recalled(number, key, json.loads(value), similarity)
+    def _groups(
+        self, distinct: Callable[[str, Mapping[str, Any]], Hashable]
+    ) -> npt.NDArray[np.int64]:
+        """Returns (n,) numbers, equal for entries with the same result of `distinct`."""
+        known: dict[Hashable, int] = {}
+        found = (distinct(entry.key, entry.value) for entry in self._entries)
+        groups = (known.setdefault(result, len(known)) for result in found)
+        return np.fromiter(groups, np.int64, len(self._entries))
 
-    def _search(
+    def _choose(
+        self,
+        numbers: npt.NDArray[np.int64],
+        similarities: npt.NDArray[np.float64],
+        skip: Callable[[Mapping[str, Any]], bool] | None,
+        groups: npt.NDArray[np.int64] | None,
+    ) -> list[Recalled]:
+        """Returns what one query recalls of the entries above the threshold.
+
+        Args:
+            numbers: (m,) of the entries, ascending.
+            similarities: (m,) theirs.
+            skip: As in `recall`.
+            groups: Of all entries, as `_groups` gives them; None: each is its own.
+        """
+
+        def kept(number: int) -> bool:
+            return skip is None or not skip(self._entries[number].value)
+
+        mine = None if groups is None else groups[numbers]
+        latest: dict[int, int | None] = {}  # group -> the entry that counts
+        chosen: list[Recalled] = []
+        for place in np.lexsort((-numbers, -similarities)).tolist():
+            number = int(numbers[place])
+            if mine is None:
+                counts = kept(number)
+            else:
+                group = int(mine[place])
+                if group not in latest:
+                    members = numbers[mine == group][::-1].tolist()
+                    latest[group] = next(filter(kept, members), None)
+                counts = latest[group] == number
+            if counts:
+                entry, similarity = self._entries[number], float(similarities[place])
+                chosen.append(Recalled(number, entry.key, copy.deepcopy(entry.value), similarity))
+                if len(chosen) == self.top_k:
+                    break
+        return chosen
+
+    def _above_threshold(
         self, queries: npt.NDArray[np.float32]
-    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
-        """Returns for each query the numbers of its best entries, best first, and similarities.
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+        """Yields for each query the entries above the threshold, ascending, and similarities.
 
-        Two searches suffice: the entries nearest to q, and those nearest to -q for the minimum.
         faiss chooses candidates; float64 sums, which do not depend on the other queries, decide.
         """
-        n_entries = self._index.ntotal
-        k = min(self.top_k + _SPARE, n_entries)
-        scores, near = self._index.search(queries, k)
-        far = self._index.search(-queries, min(_SPARE, n_entries))[1]
-        lowest = self._similarities(queries, far).min(axis=1)
-        similarities = self._similarities(queries, near)
-        results = []
-        for row, query in enumerate(queries):
-            numbers, exact = near[row], similarities[row]
-            if k < n_entries and scores[row, self.top_k - 1] - scores[row, -1] <= _MARGIN:
-                numbers = self._ties(query)
-                exact = self._similarities(query[None], numbers[None])[0]
-            best = np.lexsort((-numbers, -exact))[: self.top_k]
-            # The best and the lowest are the extremes of the whole memory.
-            normalised = min_max(np.append(exact[best], lowest[row]))[:-1]
-            results.append((numbers[best], np.round(normalised, _DECIMALS)))
-        return results
+        lowest, highest = self._extremes(queries)
+        bounds = lowest + self.threshold * (highest - lowest) - 2 * _MARGIN
+        # scores and rows of query i are those from ends[i] to ends[i + 1]
+        ends, scores, rows = self._index.range_search(queries, float(bounds.min()))
+        row_of = np.fromiter((entry.row for entry in self._entries), np.int64, len(self._entries))
+        for query, vector in enumerate(queries):
+            part = slice(int(ends[query]), int(ends[query + 1]))
+            near = rows[part][scores[part] > bounds[query]]
+            cosines = self._cosines(vector, near)
+            extremes = (lowest[query], highest[query])
+            normalised = min_max(np.append(cosines, extremes))[:-2].round(_DECIMALS)
+            of_row = np.full(self._index.ntotal, -1.0)
+            of_row[near] = np.where(normalised > self.threshold, normalised, -1.0)
+            similarities = of_row[row_of]
+            numbers = np.flatnonzero(similarities >= 0)
+            yield numbers, similarities[numbers]
 
-    def _similarities(
-        self, queries: npt.NDArray[np.float32], numbers: npt.NDArray[np.int64]
+    def _extremes(
+        self, queries: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Returns the (q,) lowest and the (q,) highest cosines of q queries with any key.
+
+        The keys farthest from a query are those nearest to its opposite.
+        """
+        both, n_keys, k = np.concatenate((-queries, queries)), self._index.ntotal, _SPARE
+        scores, near = self._index.search(both, min(k, n_keys))
+        while k < n_keys and (scores[:, 0] - scores[:, -1] <= 2 * _MARGIN).any():
+            k *= 8  # until every one that may be the nearest is among them
+            scores, near = self._index.search(both, min(k, n_keys))
+        nearest = np.array(
+            [self._cosines(vector, rows).max() for vector, rows in zip(both, near, strict=True)]
+        )
+        return -nearest[: len(queries)], nearest[len(queries) :]
+
+    def _cosines(
+        self, vector: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
-        """Returns the (q, k) rounded cosines of q queries with k entries each."""
-        rows = self._index.reconstruct_batch(numbers.ravel()).reshape(*numbers.shape, -1)
-        # (q, k, d) * (q, 1, d) -> (q, k)
-        cosines: npt.NDArray[np.float64] = (rows * queries[:, None].astype(np.float64)).sum(axis=-1)
+        """Returns the (k,) rounded cosines of a query with k keys, each for itself."""
+        # (k, d) * (d,) -> (k,)
+        products = self._index.reconstruct_batch(rows) * vector.astype(np.float64)
+        cosines: npt.NDArray[np.float64] = products.sum(axis=1)
         return cosines.round(_DECIMALS)
-
-    def _ties(self, query: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Returns every entry that may be among the best, however many are tied with the last."""
-        cosine = self._index.reconstruct_n(0, self._index.ntotal) @ query
-        last = np.partition(cosine, -self.top_k)[-self.top_k]
-        return np.flatnonzero(cosine >= last - _MARGIN)
 
     def save(self, folder: str | Path) -> None:
         """Writes the memory into a folder (safetensors and JSON), whole or not at all.
@@ -204,12 +298,12 @@ class VectorMemory:
             entries = list(self._entries)
             vectors = np.zeros((0, 0), np.float32)
             if self._index is not None:
-                vectors = self._index.reconstruct_n(0, self._index.ntotal)
+                vectors = self._index.reconstruct_batch([entry.row for entry in entries])
         document = {
             "format": _FORMAT,
             "threshold": self.threshold,
             "top_k": self.top_k,
-            "entries": [{"key": key, "value": json.loads(value)} for key, value in entries],
+            "entries": [{"key": entry.key, "value": entry.value} for entry in entries],
         }
 
         def write(target: Path) -> None:
@@ -247,15 +341,16 @@ class VectorMemory:
                     f"{len(document['entries'])} entries"
                 )
             memory = cls(embedder, threshold=document["threshold"], top_k=document["top_k"])
-            entries = [(str(e["key"]), json.dumps(e["value"])) for e in document["entries"]]
+            keys = [str(entry["key"]) for entry in document["entries"]]
+            values = [dict(entry["value"]) for entry in document["entries"]]
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ArtefactError(
                 f"{folder} does not hold a memory that this release reads ({error}), expected what "
                 f"VectorMemory.save of format {_FORMAT} wrote: collect again."
             ) from error
-        if entries:
-            _check_embedder(folder, embedder, entries[0][0], vectors[:1])
-            memory._append(entries, vectors)
+        if keys:
+            _check_embedder(folder, embedder, keys[0], vectors[:1])
+            memory._append(keys, values, vectors)
         return memory
 
 
@@ -272,11 +367,13 @@ def _check_embedder(
         )
 
 
-def _to_json(value: Mapping[str, Any], key: str) -> str:
+def _as_json(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Returns a copy of a value as it will be read from a file."""
     try:
-        return json.dumps(dict(value), allow_nan=False)
+        kept: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"The value of the key {key[:60]!r} cannot be written as JSON ({error}), expected a "
             "mapping of numbers, strings, booleans, None, lists or mappings: convert it first."
         ) from error
+    return kept

@@ -25,12 +25,13 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from numpy.typing import NDArray
 from pydantic import Field, InstanceOf
 
+from llm_expert.errors import LLMError
 from llm_expert.prompting import one_line, quote
 from recsim_env.errors import DataError
 from recsim_env.prepare import Prepared
 from recsim_env.text import normalise_title
 
-__all__ = ["Knowledge", "OfflineChatModel"]
+__all__ = ["Knowledge", "OfflineChatModel", "RecordedChatModel"]
 
 Floats = NDArray[np.float32]
 Role = Literal["planner", "actor", "critic", "reflector"]
@@ -240,7 +241,8 @@ class _Page:
 class OfflineChatModel(BaseChatModel):
     """Answers rendered prompts from catalogue statistics and text similarity; see the module.
 
-    The answer is a function of the seed and the messages, whatever was asked before. It knows
+    The answer is a function of the seed and the messages, whatever was asked before; a call may
+    bring a `seed` of its own. It knows
     nothing but the prompt and its `Knowledge`: no rule that ends sessions and no reward model.
     Prompts that it cannot read get an apology.
 
@@ -277,9 +279,11 @@ class OfflineChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        del run_manager, kwargs  # neither streams nor has other settings
+        del run_manager  # it does not stream
         texts = [message.text for message in messages]
-        text = self.answer(messages)
+        seed = kwargs.get("seed", self.seed)
+        model = self if seed == self.seed else self.model_copy(update={"seed": seed})
+        text = model.answer(messages)
         for end in stop or ():
             text = text.split(end, 1)[0] if end else text
         asked, said = sum(len(_bytes(part)) for part in texts), len(_bytes(text))
@@ -294,8 +298,8 @@ class OfflineChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        del run_manager, kwargs
-        return self._generate(messages, stop)
+        del run_manager
+        return self._generate(messages, stop, **kwargs)
 
     def answer(self, messages: Sequence[BaseMessage]) -> str:
         """Returns the answer to rendered messages.
@@ -322,6 +326,32 @@ class OfflineChatModel(BaseChatModel):
             title = _invented(title, self.knowledge, rng)
         action = f"Action: recommend[{quote(title, _TITLE_LIMIT)}]"
         return f"Thought: {_thought(page, self.knowledge)}\n{action}" if page.think else action
+
+
+class RecordedChatModel(BaseChatModel):
+    """Stands for a model in a replay: everything is known of it, and it cannot be asked.
+
+    Args:
+        spec: Of the model that it stands for.
+    """
+
+    spec: str
+
+    @property
+    def _llm_type(self) -> str:
+        return "ilrec-recorded"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],  # noqa: ARG002 (LangChain's signature)
+        stop: list[str] | None = None,  # noqa: ARG002
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> ChatResult:
+        raise LLMError(
+            f"{self.spec} was made for a replay and got a question, expected answers from the "
+            "record alone: make it without `replay`, or ask it through Caller(..., replay=True)."
+        )
 
 
 def _bytes(text: str) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,11 +24,13 @@ from llm_expert.agents.agent import Agent
 from llm_expert.asking import Asked
 from llm_expert.calls import Answer, Tag
 from llm_expert.critic import advantage
+from llm_expert.errors import StopAsked
 from llm_expert.grounding import Grounded, Grounder
 from llm_expert.memory import Recalled, VectorMemory
 from llm_expert.scratchpad import HistoryItem, Scratchpad, ShownItem
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError
+from recsim_env.prepare import Prepared
 
 __all__ = ["PlayedSession", "PlayedStep", "play"]
 
@@ -194,15 +196,15 @@ class _Run:
         self.closing: list[PlayedSession] = []
 
     def _plan_sessions(self, users: npt.NDArray[np.int64]) -> list[PlayedSession]:
-        data = self.dynamics.prepared.dataset
-        titles = data.catalogue.titles
-        ratings = _ratings(data.interactions, set(users.tolist()))
+        prepared = self.dynamics.prepared
+        titles = prepared.dataset.catalogue.titles
+        ratings = _known_ratings(prepared, set(users.tolist()))
         visits: Counter[int] = Counter()
         sessions = []
         for number, user in enumerate(users.tolist()):
-            items = self.dynamics.history_of(user).tolist()
+            items = [i for i in self.dynamics.history_of(user).tolist() if (user, i) in ratings]
             last = items[max(0, len(items) - self.agent.settings.history) :]
-            history = tuple(HistoryItem(titles[i], ratings.get((user, i))) for i in last)
+            history = tuple(HistoryItem(titles[i], ratings[user, i]) for i in last)
             sessions.append(PlayedSession(number, user, visits[user], Scratchpad(history)))
             visits[user] += 1
         return sessions
@@ -264,17 +266,33 @@ class _Run:
     # -- memories ----------------------------------------------------------------------------------
 
     def _recall(self, sessions: Sequence[PlayedSession], states: Sequence[str]) -> list[_Recall]:
+        """Returns what the memories hold of states.
+
+        An item that cannot be recommended any more takes no place among the remembered ones; of an
+        item, and of a state, the latest memory counts.
+        """
         memories = self.agent.memories
-        reflections = _ask_memory(memories.reflections, states)
-        experiences = _ask_memory(memories.experiences, states)
-        values = _ask_memory(memories.values, states)
+        n = len(states)
+        reflections = _ask(memories.reflections, states)
+        experiences = _ask(
+            memories.experiences,
+            states,
+            skip=[_is_known_to(session.pad) for session in sessions],
+            distinct=lambda key, value: value["title"],  # noqa: ARG005
+        )
+        values = _ask(
+            memories.values,
+            states,
+            distinct=lambda key, value: key,  # noqa: ARG005
+        )
         return [
             _Recall(
                 tuple(str(found.value["text"]) for found in reflections[k]),
-                *_split_experiences(experiences[k], session.pad),
-                _latest_values(values[k]),
+                tuple(str(f.value["title"]) for f in experiences[k] if f.value["encouraged"]),
+                tuple(str(f.value["title"]) for f in experiences[k] if not f.value["encouraged"]),
+                tuple((found.key, float(found.value["value"])) for found in values[k]),
             )
-            for k, session in enumerate(sessions)
+            for k in range(n)
         ]
 
     def _judge_last_steps(
@@ -429,9 +447,15 @@ class _Run:
         )
 
 
-def _ratings(interactions: Any, users: set[int]) -> dict[tuple[int, int], float]:
-    """Returns the known ratings of some users by user and item."""
-    wanted = np.isin(interactions.users, sorted(users))
+def _known_ratings(prepared: Prepared, users: set[int]) -> dict[tuple[int, int], float]:
+    """Returns what some users rated in the train rows, by user and item.
+
+    Negatives that a dataset was given by drawing (their order is below 0) nobody has rated.
+    """
+    interactions = prepared.dataset.interactions
+    wanted = np.isin(interactions.users, sorted(users)) & prepared.train_rows
+    if interactions.order is not None:
+        wanted &= interactions.order >= 0
     rows = zip(
         interactions.users[wanted].tolist(),
         interactions.items[wanted].tolist(),
@@ -441,45 +465,28 @@ def _ratings(interactions: Any, users: set[int]) -> dict[tuple[int, int], float]
     return {(user, item): rating for user, item, rating in rows}
 
 
-def _ask_memory(memory: VectorMemory | None, states: Sequence[str]) -> list[list[Recalled]]:
+def _ask(memory: VectorMemory | None, states: Sequence[str], **how: Any) -> list[list[Recalled]]:
     if memory is None or not states:
         return [[] for _ in states]
-    return memory.recall(states)
+    return memory.recall(states, **how)
 
 
-def _split_experiences(
-    found: Sequence[Recalled], pad: Scratchpad
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns encouraged and discouraged titles that the session has not shown yet.
-
-    Of a title that was remembered twice the latest memory counts.
-    """
-    shown = {step.title for step in pad.steps}
-    latest = {str(r.value["title"]): r for r in sorted(found, key=lambda r: r.number)}
-    chosen = [r for r in found if latest[str(r.value["title"])] is r]
-    titles = [(str(r.value["title"]), bool(r.value["encouraged"])) for r in chosen]
-    encouraged = tuple(title for title, good in titles if good and title not in shown)
-    discouraged = tuple(title for title, good in titles if not good and title not in shown)
-    return encouraged, discouraged
-
-
-def _latest_values(found: Sequence[Recalled]) -> tuple[tuple[str, float], ...]:
-    """Returns states and values; of a state that is there twice the latest, which comes first."""
-    values: dict[str, float] = {}
-    for recalled in found:
-        values.setdefault(recalled.key, float(recalled.value["value"]))
-    return tuple(values.items())
+def _is_known_to(pad: Scratchpad) -> Callable[[Mapping[str, Any]], bool]:
+    """Returns whether a remembered item stands in the history or the session."""
+    titles = {item.title for item in pad.history} | {step.title for step in pad.steps}
+    return lambda value: value["title"] in titles
 
 
 async def _concurrently(*groups: Sequence[Coroutine[Any, Any, Any]]) -> list[list[Any]]:
     """Runs all at once and returns their results group by group.
 
-    All are let finish, since an answer that is on its way is paid; then the first error is raised.
+    All are let finish, since an answer that is on its way is paid; then the first error is raised,
+    and only where there is none that a call was not made because of another.
     """
     flat = [coroutine for group in groups for coroutine in group]
     results = await asyncio.gather(*flat, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, StopAsked)):
+        raise error
     rest = iter(results)
     return [[next(rest) for _ in group] for group in groups]

@@ -56,7 +56,8 @@ class ChatServer:
     of the answer from the seed and the prompt, so that a prompt asked again gets the same text.
 
     Args:
-        answer: Gives the text for a list of messages as OpenAI writes them, or a chat model.
+        answer: Gives the text for a list of messages as OpenAI writes them, or a chat model, which
+            is given the seed of the request too.
         faults: From names of `FAULTS` to the share of requests (of the wire) or of prompts (of the
             answer) that get them, in [0, 1] and at most 1 in all.
         seed: Of the draws.
@@ -211,11 +212,11 @@ class ChatServer:
             if not self.completed[prompt]:
                 del self.completed[prompt]
 
-    def text(self, messages: list[dict[str, Any]], fault: str | None) -> str:
+    def text(self, asked: Mapping[str, Any], fault: str | None) -> str:
         """Returns the text of a completion.
 
         Args:
-            messages: As OpenAI writes them.
+            asked: The body of the request.
             fault: One of the faults of the answer, "empty", or None.
         """
         if fault == "wrong_format":
@@ -223,7 +224,10 @@ class ChatServer:
         if fault in ("empty", "refusal"):
             return ""
         if isinstance(self._answer, BaseChatModel):
-            return str(self._answer.invoke(convert_to_messages(messages)).text)
+            seed = asked.get("seed")
+            given = {} if seed is None else {"seed": seed}
+            return str(self._answer.invoke(convert_to_messages(asked["messages"]), **given).text)
+        messages: list[dict[str, Any]] = asked["messages"]
         return self._answer(messages)
 
 
@@ -329,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_completion(asked, prompt, fault)
 
     def _send_completion(self, asked: dict[str, Any], prompt: str, fault: str | None) -> None:
-        text = self.server.owner.text(asked["messages"], fault)
+        text = self.server.owner.text(asked, fault)
         body = _completion(asked, text, fault)
         if fault == "cut":
             self._send(200, body[: len(body) // 2], _JSON, length=len(body))

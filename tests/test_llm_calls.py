@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import shutil
@@ -23,7 +24,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import SecretStr
 
-from llm_expert.call_store import FORMAT, CallStore, Stored
+from llm_expert.call_store import FORMAT, CallStore, Spent, Stored
 from llm_expert.calls import Answer, Caller, Counts, Tag, Usage, call_key, prompt_hash
 from llm_expert.chat_models import ChatModel, Price
 from llm_expert.errors import (
@@ -37,6 +38,7 @@ from llm_expert.errors import (
     ReplayMissError,
     RequestError,
     ServerError,
+    StopAsked,
     StorageError,
 )
 from llm_expert.failures import failure_of, redact, wait_before
@@ -297,6 +299,67 @@ def test_newer_format(tmp_path: Path) -> None:
         CallStore(path)
 
 
+def test_what_empty_answers_cost_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "calls.sqlite"
+    with CallStore(path) as store:
+        assert store.spent("k") == Spent()
+        store.spend("k", Spent(1, 10, 2))
+        store.spend("k", Spent(2, 5, 3))
+        store.spend("other", Spent(1, 1, 1))
+    with CallStore(path, read_only=True) as store:
+        assert store.spent("k") == Spent(3, 15, 5)
+        with pytest.raises(StorageError, match="read-only"):
+            store.spend("k", Spent(1, 1, 1))
+        assert len(store) == 0
+
+
+def test_a_record_of_format_1_is_read_and_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "calls.sqlite"
+    with CallStore(path) as store:
+        store.put(row())
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE spent")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    before = path.read_bytes()
+    with CallStore(path, read_only=True) as store:
+        assert (store.get("k"), store.spent("k")) == (row(), Spent())
+    assert path.read_bytes() == before
+    with CallStore(path) as store:
+        store.spend("k", Spent(1, 2, 3))
+        assert (store.get("k"), store.spent("k")) == (row(), Spent(1, 2, 3))
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (FORMAT,)
+    connection.close()
+
+
+def test_rows_are_synced_before_put_returns(tmp_path: Path) -> None:
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        assert store._connection is not None
+        assert store._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+def test_errors_of_the_system_are_errors_of_the_record(tmp_path: Path) -> None:
+    class Broken:
+        def execute(self, *_: Any) -> Any:
+            raise OSError(errno.ENOSPC if self.full else errno.EIO, "no")
+
+        def close(self) -> None: ...
+
+        full = False
+
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        connection, broken = store._connection, Broken()
+        store._connection = broken  # type: ignore[assignment]
+        for use in (lambda: store.get("k"), lambda: store.put(row()), lambda: len(store)):
+            with pytest.raises(StorageError, match="see that its folder is there"):
+                use()
+        broken.full = True
+        with pytest.raises(StorageError, match="the disk is full"):
+            store.put(row())
+        store._connection = connection
+
+
 def test_empty_file_becomes_a_record(tmp_path: Path) -> None:
     path = tmp_path / "calls.sqlite"  # what a process killed at its very start leaves
     path.touch()
@@ -496,16 +559,38 @@ def test_nothing_is_asked_twice_without_a_record() -> None:
     assert model.asked == ["a"]
 
 
-def test_another_sample_is_another_call() -> None:
-    model = scripted()
-    caller = Caller(chat(model))
+class Drawing(Scripted):
+    """Answers with what else it is told."""
 
-    async def twice() -> None:
-        await caller(prompt("a"), tag=ACTOR)
-        await caller(prompt("a"), tag=ACTOR, sample=1)
+    async def _agenerate(self, messages: list[BaseMessage], *_: Any, **others: Any) -> ChatResult:
+        self.asked.append(str(messages[-1].content))
+        message = AIMessage(json.dumps({k: v for k, v in others.items() if k != "stop"}))
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
-    asyncio.run(twice())
-    assert model.asked == ["a", "a"]
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ["{}", "{}", "{}"]),
+        ({"draw_argument": "seed"}, ["{}", '{"seed": 1}', '{"seed": 2}']),
+        (
+            {"draw_argument": "draw", "settings": {"seed": 5}},
+            ["{}", '{"draw": 6}', '{"draw": 7}'],
+        ),
+    ],
+)
+def test_another_sample_is_another_call_and_another_draw(
+    changes: dict[str, Any], told: list[str]
+) -> None:
+    model = Drawing(reply=str)
+    caller = Caller(chat(model, **changes))
+
+    async def draw() -> list[Answer]:
+        calls = (caller(prompt("a"), tag=ACTOR, sample=sample) for sample in range(3))
+        return list(await asyncio.gather(*calls))
+
+    assert [answer.text for answer in asyncio.run(draw())] == told
+    assert model.asked == ["a", "a", "a"]
 
 
 def test_equal_calls_at_the_same_time_are_paid_once(tmp_path: Path) -> None:
@@ -517,7 +602,8 @@ def test_equal_calls_at_the_same_time_are_paid_once(tmp_path: Path) -> None:
     assert model.asked == ["a"]
     assert [answer.cached for answer in answers] == [False] + [True] * 19
     assert (caller.usage.calls, caller.usage.cached) == (1, 19)
-    assert caller.usage.prompt_tokens * 20 == caller.usage.total_prompt_tokens
+    assert caller.usage.prompt_tokens == caller.usage.total_prompt_tokens > 0
+    assert (caller.usage.total_calls, caller.usage.by_role["actor"].total_calls) == (1, 1)
 
 
 def test_equal_calls_share_an_error() -> None:
@@ -531,7 +617,7 @@ def test_equal_calls_share_an_error() -> None:
     assert [type(error) for error in asyncio.run(together())] == [AuthenticationError] * 3
     assert model.asked == ["a"]
     model.reply = str.upper
-    assert ask(caller, "a")[0].text == "A"  # a failure is not kept
+    assert ask(Caller(chat(model)), "a")[0].text == "A"
 
 
 def test_calls_in_flight_are_bounded() -> None:
@@ -637,7 +723,34 @@ def test_empty_answers_cost_and_end_in_an_error() -> None:
         ask(caller, "a")
     assert (caller.usage.calls, caller.usage.prompt_tokens) == (0, 20)
     assert caller.usage.completion_tokens == 512
-    assert caller.usage.total_prompt_tokens == 0
+    assert (caller.usage.total_calls, caller.usage.total_prompt_tokens) == (0, 20)
+
+
+def test_a_run_that_goes_on_reports_what_empty_answers_have_cost(tmp_path: Path) -> None:
+    usage = {"input_tokens": 10, "output_tokens": 3, "total_tokens": 13}
+    empty, fine = (AIMessage(text, usage_metadata=usage) for text in ("", "fine"))
+    model = scripted(in_turn(empty, empty, fine, empty, empty, empty))
+    price = Price(prompt=1.0, completion=1.0)
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        first = Caller(chat(model), store, attempts=3, sleep=Waits())
+        ask(first, "a", tag=Tag("actor"))
+        with pytest.raises(BadResponseError):
+            ask(first, "b", tag=Tag("critic"))
+        assert first.usage.total_cost(price) == pytest.approx(6 * 13e-6)
+        model.reply = lambda _: fine
+        second = Caller(chat(model), store)
+        ask(second, "a", "a", tag=Tag("actor"))
+        ask(second, "b", "a", tag=Tag("critic"))
+        third = Caller(chat(model), store, replay=True)
+        ask(third, "a", tag=Tag("actor"))
+        ask(third, "b", tag=Tag("critic"))
+    assert (second.usage.calls, second.usage.cached, second.usage.total_calls) == (1, 3, 2)
+    assert second.usage.cost(price) == pytest.approx(13e-6)
+    for usage_of in (second.usage, third.usage):
+        assert usage_of.total_cost(price) == pytest.approx(7 * 13e-6)
+        assert usage_of.by_role["actor"].total_prompt_tokens == 30
+        assert usage_of.by_role["critic"].total_prompt_tokens == 40
+        assert usage_of.by_role["critic"].total_calls == 1
 
 
 def test_a_refusal_is_an_answer() -> None:
@@ -703,10 +816,10 @@ def test_who_is_told_and_what_is_counted() -> None:
     assert told == [("critic", "fine", False), ("actor", "fine", True), ("actor", "fine", False)]
     price = Price(prompt=2.0, completion=10.0)
     assert caller.usage.cost(price) == pytest.approx(2 * (1000 * 2 + 100 * 10) / 1e6)
-    assert caller.usage.total_cost(price) == pytest.approx(3 * 0.003)
+    assert caller.usage.total_cost(price) == pytest.approx(2 * 0.003)
     assert caller.usage.cost(None) is None
-    assert caller.usage.total_calls == 3
-    assert caller.usage.total_latency == pytest.approx(sum(answer.latency for answer in answers))
+    assert caller.usage.total_calls == 2
+    assert caller.usage.total_latency == pytest.approx(answers[0].latency + answers[2].latency)
     assert caller.usage.by_role["actor"].cached == 1
     assert caller.usage.table(price).splitlines() == [
         "| role | calls | from record | retries | tokens in | tokens out | USD |",
@@ -741,27 +854,181 @@ def test_who_is_cancelled_takes_nobody_along(tmp_path: Path) -> None:
     assert caller.usage.calls == 1
 
 
-def test_settle_keeps_what_is_on_its_way(tmp_path: Path) -> None:
-    def reply(text: str) -> Any:
-        return Refused(500) if text == "late" else text
+def outcomes(caller: Caller, *texts: str, meanwhile: Callable[[], Any] | None = None) -> list[Any]:
+    """Returns the texts of the answers and the errors of calls at the same time."""
 
-    waits = {"quick": 0.3, "slow": 30.0, "late": 0.3, "waiting": 0.0}
-    model = scripted(reply, delays=lambda text: waits.get(text, 0.0))
+    async def run() -> list[Any]:
+        tasks = [asyncio.create_task(caller(prompt(text), tag=ACTOR)) for text in texts]
+        await asyncio.sleep(0.02)
+        if meanwhile is not None:
+            meanwhile()
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def run(caller: Caller) -> None:
-        tasks = [asyncio.create_task(caller(prompt(text), tag=ACTOR)) for text in waits]
-        await asyncio.sleep(0.03)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await caller.settle(0.6)
-        assert not caller._flights
-        assert (await caller(prompt("after"), tag=ACTOR)).text == "after"
+    return [said.text if isinstance(said, Answer) else said for said in asyncio.run(run())]
 
+
+def test_after_a_fatal_error_no_further_call_is_made(tmp_path: Path) -> None:
+    model = scripted(
+        lambda text: Refused(401) if text == "2" else text,
+        delays=lambda text: {"1": 0.0, "2": 0.15}.get(text, 0.3),
+    )
     with CallStore(tmp_path / "calls.sqlite") as store:
-        asyncio.run(run(Caller(chat(model), store, max_in_flight=3, first_wait=0.01)))
-        assert [call.text for call in store] == ["quick", "after"]
-    assert sorted(model.asked) == ["after", "late", "quick", "slow"]
+        caller = Caller(chat(model), store, max_in_flight=5)
+        said = outcomes(caller, *map(str, range(1, 61)))
+        # 1 is answered and 6 goes; then 2 fails while 3, 4, 5 and 6 are on their way.
+        assert sorted(model.asked) == ["1", "2", "3", "4", "5", "6"]
+        assert [call.text for call in store] == ["1", "3", "4", "5", "6"]
+        assert ask(caller, "3")[0].cached
+        with pytest.raises(StopAsked):
+            ask(caller, "new")
+    assert type(said[1]) is AuthenticationError
+    assert said[:1] + said[2:6] == ["1", "3", "4", "5", "6"]
+    assert {type(error) for error in said[6:]} == {StopAsked}
+    assert "since another call failed for good; start the same command again" in str(said[-1])
+    assert said[-1].__cause__ is said[1]
+    assert caller.usage.calls == 5
+
+
+def test_a_dead_server_is_said_after_the_attempts_of_one_call() -> None:
+    model = scripted(lambda _: ConnectionResetError("gone"), delays=lambda _: 0.002)
+    caller = Caller(chat(model), max_in_flight=4, attempts=3, first_wait=0.01)
+    said = outcomes(caller, *map(str, range(50)))
+    assert {type(error) for error in said} == {ConnectionLostError, StopAsked}
+    assert len(model.asked) <= 4 * 3
+
+
+def test_a_full_disk_loses_what_is_on_its_way_and_no_more(tmp_path: Path) -> None:
+    class Full(CallStore):
+        def put(self, call: Stored) -> None:
+            if len(self) == 3:
+                raise StorageError("The disk is full.")
+            super().put(call)
+
+    model = scripted(delays=lambda text: 0.001 * int(text))
+    with Full(tmp_path / "calls.sqlite") as store:
+        said = outcomes(Caller(chat(model), store, max_in_flight=4), *map(str, range(1, 100)))
+        assert len(store) == 3
+    assert len(model.asked) <= 3 + 4
+    assert StorageError in map(type, said)
+    assert type(said[-1]) is StopAsked
+
+
+def test_stop_ends_waits_and_keeps_what_is_on_its_way(tmp_path: Path) -> None:
+    model = scripted(
+        lambda text: Refused(500) if text == "fails" else text,
+        delays=lambda text: 0.2 * (text == "slow"),
+    )
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        waiting = asyncio.Event()
+
+        async def forever(_: float) -> None:
+            waiting.set()
+            await asyncio.sleep(3600)
+
+        caller = Caller(chat(model), store, max_in_flight=2, sleep=forever)
+
+        async def run() -> list[Any]:
+            fails = asyncio.create_task(caller(prompt("fails"), tag=ACTOR))
+            await waiting.wait()
+            others = [asyncio.create_task(caller(prompt(t), tag=ACTOR)) for t in ("slow", "never")]
+            await asyncio.sleep(0.003)
+            for _ in range(2):
+                thread = threading.Thread(target=caller.stop)
+                thread.start()
+                thread.join()
+            return await asyncio.gather(fails, *others, return_exceptions=True)
+
+        fails, slow, never = asyncio.run(asyncio.wait_for(run(), 10))
+        assert [call.text for call in store] == ["slow"]
+    assert slow.text == "slow"
+    assert type(fails) is type(never) is StopAsked
+    assert "since the run was asked to stop" in str(never)
+    assert never.__cause__ is None
+    assert model.asked == ["fails", "slow"]
+    assert caller.usage.retries == 1
+
+
+def test_an_attempt_that_fails_after_stop_is_not_followed_by_another() -> None:
+    model = scripted(lambda _: Refused(500), delays=lambda _: 0.2)
+    caller = Caller(chat(model))
+    (error,) = outcomes(caller, "a", meanwhile=caller.stop)
+    assert type(error) is StopAsked
+    assert (model.asked, caller.usage.retries) == (["a"], 0)
+
+
+def test_stop_in_a_handler_of_a_signal() -> None:
+    model = scripted(delays=lambda _: 0.2)
+    caller = Caller(chat(model), max_in_flight=2)
+    before = signal.signal(signal.SIGINT, lambda *_: caller.stop())
+    try:
+        said = outcomes(
+            caller, *map(str, range(50)), meanwhile=lambda: signal.raise_signal(signal.SIGINT)
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert said[:2] == ["0", "1"]
+    assert {type(error) for error in said[2:]} == {StopAsked}
+    assert model.asked == ["0", "1"]
+
+
+def test_stop_before_and_after_a_loop() -> None:
+    model = scripted()
+    caller = Caller(chat(model))
+    ask(caller, "a")
+    caller.stop()  # the loop of that call is closed
+    with pytest.raises(StopAsked):
+        ask(caller, "b")
+    assert ask(caller, "a")[0].cached
+    fresh = Caller(chat(model))
+    fresh.stop()
+    with pytest.raises(StopAsked):
+        ask(fresh, "b")
+    assert model.asked == ["a"]
+
+
+# --- rates and seconds ----------------------------------------------------------------------------
+
+
+class Gate:
+    """A limiter that lets a call through after some seconds, and counts."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.passed = seconds, 0
+
+    async def aacquire(self) -> bool:
+        await asyncio.sleep(self.seconds)
+        self.passed += 1
+        return True
+
+
+def test_the_wait_for_a_limiter_is_no_latency_and_every_attempt_waits() -> None:
+    gate = Gate(0.25)
+    model = scripted(in_turn(Refused(500), "fine"))
+    (answer,) = ask(Caller(chat(model, limiter=gate), sleep=Waits()), "a")
+    assert gate.passed == 2
+    assert 0 < answer.latency < 0.2
+
+
+def test_stop_ends_the_wait_for_a_limiter() -> None:
+    model = scripted()
+    caller = Caller(chat(model, limiter=Gate(3600.0)))
+    (error,) = outcomes(caller, "a", meanwhile=caller.stop)
+    assert type(error) is StopAsked
+    assert not model.asked
+
+
+def test_a_limiter_that_fails_is_said() -> None:
+    class Broken:
+        async def aacquire(self) -> bool:
+            raise RuntimeError("no clock")
+
+    with pytest.raises(RuntimeError, match="no clock"):
+        ask(Caller(chat(scripted(), limiter=Broken())), "a")
+
+
+def test_the_seconds_that_a_model_tells_come_first() -> None:
+    model = scripted(lambda _: AIMessage("a", response_metadata={"seconds": 12.5}))
+    assert ask(Caller(chat(model)), "a")[0].latency == 12.5
 
 
 def test_one_caller_in_several_event_loops() -> None:

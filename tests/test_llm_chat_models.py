@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from llm_expert import chat_models
+from llm_expert.calls import Answer, Caller, CallStore, Tag, call_key
 from llm_expert.chat_models import ChatModel, Price, known_specs, make_chat_model
-from llm_expert.errors import AuthenticationError, ModelSpecError
+from llm_expert.errors import AuthenticationError, LLMError, ModelSpecError
 from llm_expert.tokens import TokenCounter
 from recsim_env import Prepared
 
@@ -379,15 +380,122 @@ def test_ollama_is_told_its_window() -> None:
 
 
 def test_a_limiter_spaces_calls(server: Server) -> None:
-    chat = make_chat_model(f"http://{server.place}#tiny", requests_per_second=20)
-
-    async def ask() -> None:
-        await asyncio.gather(*(chat.model.ainvoke(PROMPT) for _ in range(5)))
-
+    chat = make_chat_model(f"http://{server.place}#tiny", requests_per_second=10)
+    assert "limiter" not in told(chat)
+    caller = Caller(chat)
     start = time.perf_counter()
-    asyncio.run(ask())
-    assert time.perf_counter() - start >= 4 / 20
+    answers = drawn(caller, range(5))
+    assert time.perf_counter() - start >= 4 / 10
     assert len(server.asked) == 5
+    # Not even the last call, which waited for all the others, has their time in its own.
+    assert min(answer.latency for answer in answers) < 2 / 10
+
+
+def drawn(caller: Caller, samples: Iterable[int]) -> list[Answer]:
+    """Returns the answers to one prompt, drawn several times at once."""
+
+    async def draw() -> list[Answer]:
+        calls = (caller(PROMPT, tag=Tag("actor"), sample=sample) for sample in samples)
+        return list(await asyncio.gather(*calls))
+
+    return asyncio.run(draw())
+
+
+@pytest.mark.parametrize("kind", ["http", "openai", "ollama", "anthropic"])
+def test_another_draw_sends_another_seed(
+    kind: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = f"http://{server.place.removesuffix('/v1')}"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{origin}/v1")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", origin)
+    monkeypatch.setenv("OLLAMA_HOST", origin)
+    spec = f"http://{server.place}#tiny" if kind == "http" else f"{kind}:tiny"
+    chat = make_chat_model(spec, seed=40, timeout=20)
+    for sample in range(3):
+        drawn(Caller(chat), [sample])
+    bodies = [body.get("options", body) for _, _, body in server.asked]
+    seeds = [body.get("seed") for body in bodies]
+    assert seeds == ([None] * 3 if kind == "anthropic" else [40, 41, 42])
+    # The seed is all that differs.
+    assert all({**body, "seed": 0} == {**bodies[0], "seed": 0} for body in bodies)
+    limit = {"http": "max_tokens", "openai": "max_completion_tokens", "ollama": "num_predict"}
+    assert bodies[2][limit.get(kind, "max_tokens")] == 256
+
+
+def test_models_without_a_seed_are_sent_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert make_chat_model("openai:o4-mini").draw_argument is None
+    assert make_chat_model("http://localhost:9/v1#openai/o3-mini").draw_argument is None
+
+
+# replays
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "openai:gpt-4o-mini",
+        "openai:o4-mini",
+        "anthropic:claude-sonnet-4-5",
+        "anthropic:claude-fable-5-1",
+        "ollama:llama3.1:8b",
+        "ollama:new",
+        f"http://me:{PASSWORD}@localhost:9/v1#org/Llama-3.1-8B-Instruct",
+        "https://api.openai.com/v1#gpt-4o-mini",
+    ],
+)
+def test_a_replay_needs_no_key_no_package_and_no_server(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as there:
+        for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+            there.setenv(name, KEY)
+        real = make_chat_model(spec, seed=3, temperature=0.7, requests_per_second=5)
+    for package in ("langchain_openai", "langchain_anthropic", "langchain_ollama", "openai"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("OPENAI_API_KEY", "no key at all\n.")
+    replayed = make_chat_model(spec, seed=3, temperature=0.7, replay=True)
+    for name in ("spec", "settings", "window", "max_tokens", "price", "draw_argument"):
+        assert getattr(replayed, name) == getattr(real, name), name
+    assert replayed.counter.name == real.counter.name
+    assert call_key(replayed, PROMPT, 1) == call_key(real, PROMPT, 1)
+    assert PASSWORD not in told(replayed) + repr(replayed.model)
+    with pytest.raises(LLMError, match=r"was made for a replay and got a question.*record alone"):
+        asyncio.run(replayed.model.ainvoke(PROMPT))
+    with pytest.raises(LLMError, match="made for a replay"):
+        drawn(Caller(replayed), [0])
+
+
+def test_a_server_is_recorded_and_replayed_without_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    spec = f"http://{server.place}#tiny"
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        first = drawn(Caller(make_chat_model(spec), store), [0, 1])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setitem(sys.modules, "langchain_openai", None)
+    with CallStore(tmp_path / "calls.sqlite", read_only=True) as store:
+        again = drawn(Caller(make_chat_model(spec, replay=True), store, replay=True), [0, 1])
+    assert [answer.text for answer in again] == [answer.text for answer in first]
+    assert len(server.asked) == 2
+
+
+def test_a_replay_asks_no_server_for_its_model(server: Server) -> None:
+    with pytest.raises(
+        ModelSpecError, match=rf"asks no server for it: give http://{server.place}#N"
+    ):
+        make_chat_model(f"http://{server.place}", replay=True)
+    assert not server.asked
+
+
+def test_a_replay_of_the_offline_model_has_its_catalogue(prepared: Prepared) -> None:
+    real, replayed = (
+        make_chat_model("offline", prepared=prepared, replay=replay) for replay in (False, True)
+    )
+    assert call_key(replayed, PROMPT) == call_key(real, PROMPT)
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "ollama", "openai"])
@@ -593,6 +701,47 @@ def test_a_local_model_answers_whatever_the_order_of_calls(folder: Path) -> None
     assert len(set(first.values())) == 4
     other = make_chat_model(f"huggingface:{folder}", max_tokens=12, seed=2)
     assert other.model.invoke(prompts[0]).text != first[0]
+    draws = drawn(Caller(chat), range(4))
+    assert len({answer.text for answer in draws}) == 4
+
+
+def test_the_wait_for_a_local_model_is_no_latency(folder: Path) -> None:
+    chat = make_chat_model(f"huggingface:{folder}", max_tokens=4)
+    model: Any = chat.model
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(network, name)
+
+        def generate(self, **arguments: Any) -> Any:
+            time.sleep(0.15)
+            return network.generate(**arguments)
+
+    network, model.network = model.network, Slow()
+    started = time.perf_counter()
+    answers = drawn(Caller(chat), range(4))
+    assert time.perf_counter() - started >= 4 * 0.15
+    assert 0.15 <= sorted(answer.latency for answer in answers)[1] < 0.3
+
+
+def test_a_replay_of_a_local_model_needs_no_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    spec = f"huggingface:{tmp_path / 'tiny'}"
+    shutil.copytree(folder, tmp_path / "tiny")
+    real = make_chat_model(spec)
+    (tmp_path / "tiny" / "model.safetensors").unlink()
+    replayed = make_chat_model(spec, replay=True)
+    assert (replayed.window, replayed.counter.name) == (real.window, "tokenizer")
+    assert replayed.counter.count("né") == real.counter.count("né") == 3
+    assert call_key(replayed, PROMPT) == call_key(real, PROMPT)
+    shutil.rmtree(tmp_path / "tiny")
+    nothing = make_chat_model(spec, replay=True, window=512)
+    assert (nothing.window, nothing.counter.name) == (512, "bytes")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert call_key(make_chat_model(spec, replay=True), PROMPT) == call_key(real, PROMPT)
 
 
 @pytest.mark.parametrize("temperature", [0.0, None])

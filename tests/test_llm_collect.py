@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,14 +23,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llm_expert.agents import CachedEmbedder
 from llm_expert.chat_models import ChatModel, make_chat_model
-from llm_expert.demonstrations import CollectConfig, Collected, Stopped, collect, dynamics_of
+from llm_expert.demonstrations import CollectConfig, Collected, collect, dynamics_of
 from llm_expert.errors import CallError, ConnectionLostError, ReplayMissError, StorageError
+from llm_expert.interrupts import Stopped
 from llm_expert.offline import Knowledge, OfflineChatModel
 from llm_expert.testing import ChatServer
 from recsim_env import Dynamics, Prepared
 from recsim_env.errors import DataError
 from recsim_env.termination import make_rules
+from recsim_env.text import TextEmbedder, item_documents
 from recsim_env.trajectories import load_trajectories
 
 FILES = ("demonstrations.parquet", "report.json", "config.json")
@@ -184,8 +189,88 @@ def test_memories_are_kept_and_taken_up(
     plain = run(offline, tmp_path / "plain", dynamics, config(seed=5))
     started = run(offline, tmp_path / "started", dynamics, config(seed=5, memories=str(memories)))
     assert started.usage.prompt_tokens > plain.usage.prompt_tokens
-    with pytest.raises(DataError, match="holds no memories of this agent"):
+    with pytest.raises(DataError, match="holds no memories"):
         run(offline, tmp_path / "x", dynamics, config(memories=str(tmp_path)))
+    with pytest.raises(DataError, match="react, which remembers nothing"):
+        run(offline, tmp_path / "x", dynamics, config(agent="react", memories=str(memories)))
+
+
+def test_other_memories_make_another_run(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    run(offline, tmp_path / "first", dynamics)
+    run(offline, tmp_path / "second", dynamics, config(seed=9))
+    settings = config(memories=str(tmp_path / "first" / "memories"))
+    run(offline, tmp_path / "run", dynamics, settings)
+    shutil.rmtree(tmp_path / "first" / "memories")
+    shutil.copytree(tmp_path / "second" / "memories", tmp_path / "first" / "memories")
+    with pytest.raises(DataError, match="holds a run with memories_digest="):
+        run(offline, tmp_path / "run", dynamics, settings)
+
+
+class Named:
+    """An embedder that says what it is, or not."""
+
+    def __init__(self, prepared: Prepared, identity: str) -> None:
+        self._embedder = TextEmbedder(dim=8).fit(item_documents(prepared.dataset.catalogue))
+        self.identity = identity
+
+    def embed(self, texts: Any, /) -> Any:
+        return self._embedder.embed(texts)
+
+
+def test_a_run_goes_on_with_its_embedder_alone(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    def embedder(identity: str) -> CachedEmbedder:
+        return CachedEmbedder(Named(dynamics.prepared, identity))
+
+    settings = config(episodes=2)
+    run(offline, tmp_path / "run", dynamics, settings, embedder=embedder("one"))
+    again = run(offline, tmp_path / "run", dynamics, settings, embedder=embedder("one"))
+    assert again.usage.calls == 0
+    for other in (embedder("two"), None):
+        with pytest.raises(DataError, match="holds a run with embedder='one'"):
+            run(offline, tmp_path / "run", dynamics, settings, embedder=other)
+    with pytest.raises(DataError, match="without an `identity`"):
+        run(offline, tmp_path / "x", dynamics, settings, embedder=embedder(""))
+
+
+def test_what_lies_in_the_folder_may_be_broken(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    settings = config(episodes=2)
+    run(offline, tmp_path / "run", dynamics, settings)
+    before = contents(tmp_path / "run")
+    (tmp_path / "run" / "demonstrations.parquet").write_bytes(b"PAR1 and then nothing")
+    run(offline, tmp_path / "run", dynamics, settings)
+    assert contents(tmp_path / "run") == before
+    for text in ("[]", "{"):
+        (tmp_path / "run" / "config.json").write_text(text)
+        with pytest.raises(DataError, match="expected the settings of a run"):
+            run(offline, tmp_path / "run", dynamics, settings)
+    with pytest.raises(DataError, match="holds no run to replay"):
+        run(offline, tmp_path / "none", dynamics, settings, replay=True)
+
+
+def test_from_within_a_notebook(offline: ChatModel, dynamics: Dynamics, tmp_path: Path) -> None:
+    async def cell() -> Collected:
+        return run(offline, tmp_path / "run", dynamics, config(episodes=2))
+
+    assert len(asyncio.run(cell()).trajectories) == 2
+
+
+def test_a_visit_of_the_same_user_is_another_session(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    found = run(offline, tmp_path / "run", dynamics, config(agent="react", episodes=60))
+    by_user: dict[int, set[tuple[int, ...]]] = {}
+    visits = Counter(t.user for t in found.trajectories)
+    for trajectory in found.trajectories:
+        by_user.setdefault(trajectory.user, set()).add(tuple(trajectory.actions.tolist()))
+    often = [user for user, count in visits.items() if count > 1]
+    assert len(often) > 5
+    assert np.mean([len(by_user[user]) == visits[user] for user in often]) > 0.9
 
 
 # -- stops of all kinds ----------------------------------------------------------------------------
@@ -223,6 +308,18 @@ def test_ctrl_c_lets_the_answers_come_and_the_next_start_goes_on(
     rest = run(offline, tmp_path / "run", dynamics)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert 0 < rest.usage.calls <= whole.usage.calls - 40
+
+
+def test_ctrl_c_starts_no_call_that_was_waiting(
+    dynamics: Dynamics, offline: ChatModel, tmp_path: Path
+) -> None:
+    stopping = interrupting(offline, dynamics, 10, lambda: os.kill(os.getpid(), signal.SIGINT))
+    settings = config(episodes=30, parallel=30)
+    with pytest.raises(Stopped):
+        run(stopping, tmp_path / "run", dynamics, settings, max_in_flight=2)
+    model: Any = stopping.model
+    assert -2 <= model.left <= 0, "calls were made after the user had asked to stop"
+    assert sum(recorded(tmp_path / "run").values()) == 10 - model.left
 
 
 def test_a_full_disk_is_said_and_the_next_start_goes_on(
@@ -400,7 +497,10 @@ def test_environments_by_name(cache: Path) -> None:
         ({"episode": 3}, "episode"),
         ({"settings": {"gama": 1}}, "gama"),
         ({"settings": {"gamma": 1.0}}, "gamma=1.0"),
-        ({"settings": {"top_k": -1}}, "top_k=-1"),
+        ({"settings": {"top_k": 0}}, "top_k=0"),
+        ({"settings": {"top_k": 2.5}}, "top_k=2.5"),
+        ({"settings": {"gamma": "0.5"}}, "gamma='0.5'"),
+        ({"settings": {"history": None}}, "history=None"),
     ],
 )
 def test_settings_are_checked(values: dict[str, Any], message: str) -> None:

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from ilrec_sb3.cli import main
+from llm_expert.chat_models import ModelFacts
+from llm_expert.demonstrations import CollectConfig
+from llm_expert.estimate import estimate
 from llm_expert.testing import ChatServer
-from recsim_env import Prepared
+from llm_expert.tokens import TokenCounter, make_counter
+from recsim_env import Dynamics, Prepared
+from recsim_env.termination import make_rules
 from recsim_env.trajectories import load_trajectories
 
 ENV = [
@@ -77,11 +82,29 @@ def test_a_dry_run_needs_neither_key_nor_network(capsys: pytest.CaptureFixture[s
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "About $" in out
-    assert "Estimate for 50 sessions of billp on openai:gpt-4o-mini, from 20 sessions" in out
+    assert "Estimate for 50 sessions of billp on openai:gpt-4o-mini, from 40 sessions" in out
     assert not Path("runs").exists()
     unknown = ["collect", "--dry-run", "--llm", "http://localhost:1/v1#m", "--episodes", "3", *ENV]
     assert main(unknown) == 0
     assert "give --price IN OUT" in capsys.readouterr().out
+
+
+def test_a_dry_run_counts_as_the_model_would(prepared: Prepared) -> None:
+    config = CollectConfig(env="IlRecSynthetic-v0", episodes=5)
+    dynamics = Dynamics(prepared, split="train", rules=make_rules(), limit=6)
+
+    def counted(counter: TokenCounter) -> list[int]:
+        facts = ModelFacts("m", 100_000, counter, None)
+        text = estimate(config, facts, dynamics)
+        (line,) = [line for line in text.splitlines() if line.startswith("| all |")]
+        return [int(cell.replace(",", "")) for cell in line.split("|")[2:5]]
+
+    calls, prompt, answer = counted(make_counter(None))
+    fourth = TokenCounter("fourth", exact=True, count_anew=lambda text: len(text) // 4)
+    fewer_calls, fewer_prompt, fewer_answer = counted(fourth)
+    assert fewer_calls == calls > 0
+    assert 0.2 < fewer_prompt / prompt < 0.3
+    assert 0.15 < fewer_answer / answer < 0.3
 
 
 @pytest.mark.parametrize(

@@ -224,8 +224,11 @@ def remember(root: Path, rows: list[dict], reflections: list[dict]) -> Path:
     columns = {"sign": 1, "critic_value": 4.0}
     write(root, remembered=[{**columns, **row} for row in rows])
     if reflections:
-        row = {"dataset": "steam", "model": "gpt-3.5-turbo-16k", "split": "test"}
-        table = pa.Table.from_pylist([{**row, "inherited": False, **r} for r in reflections])
+        row = {"run": "run-1", "dataset": "steam", "model": "gpt-3.5-turbo-16k", "split": "test"}
+        row |= {"inherited": False}
+        table = pa.Table.from_pylist(
+            [{**row, "line_no": line, **r} for line, r in enumerate(reflections)]
+        )
         pq.write_table(table, root / "llm_demos" / "reflections.parquet")
     return root
 
@@ -240,18 +243,18 @@ def test_memories_become_entries(tmp_path: Path) -> None:
         gpt_3_5(0, 1, 12, sign=-1, critic_value=-5.0),  # out of order; grounded by text
         gpt_3_5(0, 0, 11),
         gpt_3_5(1, 0, 15, sign=None, critic_value=0.0, history_item_ids=[-1, 10]),
-        gpt_3_5(2, 0, 13, critic_value=None, split="train", history_item_ids=[]),
+        gpt_3_5(2, 0, 13, critic_value=None, split="train", history_item_ids=[], run="run-2"),
         gpt_3_5(3, 0, 13, inherited=True),
         gpt_3_5(4, 0, 13, history_scope="recommended_only"),
         memory(5, 0, 13),
     ]
     reflections = [
+        {"text": "Of the second session.", "line_no": 9},
         {"text": "Too much\n of the same."},
-        {"text": "Too much of the same."},
         {"text": "copied", "inherited": True},
         {"text": "about books", "dataset": "amazon"},
         {"text": "another model", "model": GPT_4},
-        {"text": "in training", "split": "train"},
+        {"text": "in training", "split": "train", "run": "run-2"},
     ]
     root = remember(tmp_path, rows, reflections)
     entries, report = recorded_memories("steam", data, root, embedder(data))
@@ -266,17 +269,53 @@ def test_memories_become_entries(tmp_path: Path) -> None:
         ("Portal", {"value": 5.0}),
     ]
     assert entries["reflections"] == [
-        ("Too much of the same.", {"text": "Too much of the same."}),
-        ("in training", {"text": "in training"}),
+        ("Portal; Doom; Fez; Doom", {"text": "Too much of the same."}),
+        ("Portal; Fez", {"text": "Of the second session."}),
+        ("Quake", {"text": "in training"}),
     ]
     assert json.loads(json.dumps(report)) == report
-    assert report["entries"] == {"reflections": 2, "experiences": 3, "values": 3}
-    assert (report["encouraged"], report["repeated_reflections"]) == (2, 1)
+    assert report["entries"] == {"reflections": 3, "experiences": 3, "values": 3}
+    assert (report["encouraged"], report["repeated_reflections"]) == (2, 0)
     assert report["grounding"] == {"exact": 1, "normalised": 1, "similar": 1}
     trained, _ = recorded_memories("steam", data, root, embedder(data), splits=("train",))
     assert [len(kept) for kept in trained.values()] == [1, 1, 0]
     wide, _ = recorded_memories("steam", data, root, embedder(data), gamma=0.75)
     assert [value["value"] for _, value in wide["values"]] == [18.0, 0.0, 10.0]
+
+
+def test_reflections_without_a_state_are_counted(tmp_path: Path) -> None:
+    data = dataset("steam")
+    rows = [
+        gpt_3_5(0, 0, 13),
+        gpt_3_5(1, 0, 13),
+        {**gpt_3_5(0, 0, 13), "run": "early", "history_scope": "recommended_only"},
+        {**gpt_3_5(0, 0, 13), "run": "short"},
+    ]
+    reflections = [
+        {"text": "twice the same"},
+        {"text": "twice the same"},
+        {"text": "early", "run": "early"},
+        {"text": "too", "run": "short"},
+        {"text": "many", "run": "short"},
+        {"text": "no sessions", "run": "gone"},
+    ]
+    root = remember(tmp_path, rows, reflections)
+    entries, report = recorded_memories("steam", data, root, embedder(data))
+    assert entries["reflections"] == [("Portal; Doom; Quake", {"text": "twice the same"})]
+    assert report["repeated_reflections"] == 1
+    assert report["unplaced_reflections"] == {
+        "no_sessions": 1,
+        "no_history": 1,
+        "another_number": 2,
+    }
+
+
+def test_a_reflection_is_kept_under_the_last_ten_titles(tmp_path: Path) -> None:
+    data = dataset("steam")
+    rows = [gpt_3_5(0, 0, 13, history_item_ids=[10, 15] * 5)]
+    root = remember(tmp_path, rows, [{"text": "so"}])
+    entries, _ = recorded_memories("steam", data, root, embedder(data))
+    assert entries["reflections"][0][0] == "Fez; " + "Portal; Fez; " * 4 + "Quake"
 
 
 def test_memories_where_there_are_none(tmp_path: Path) -> None:
@@ -314,12 +353,23 @@ def test_episodes_as_they_were_recorded(tmp_path: Path) -> None:
 def test_the_recorded_memories(real_data: Path) -> None:
     data = load("steam", root=real_data)
     entries, report = recorded_memories("steam", data, real_data, embedder(data))
-    assert report["entries"] == {"reflections": 1730, "experiences": 16506, "values": 16052}
+    assert report["entries"] == {"reflections": 1228, "experiences": 16506, "values": 16052}
+    assert report["unplaced_reflections"] == {
+        "no_sessions": 172,
+        "no_history": 335,
+        "another_number": 0,
+    }
     assert sum(report["grounding"].values()) == 16506
     titles = set(data.catalogue.titles)
     assert all(value["title"] in titles for _, value in entries["experiences"])
     assert all(0.0 <= value["value"] <= 10.0 for _, value in entries["values"])
-    assert all(text == value["text"] for text, value in entries["reflections"])
+    # a reflection names items of the session that it is kept under, and hardly ones of the next
+    lists = [[t for t in key.split("; ") if len(t) > 6] for key, _ in entries["reflections"]]
+    spoken = [value["text"] for _, value in entries["reflections"]]
+    own = sum(any(t in text for t in ts) for text, ts in zip(spoken, lists, strict=True))
+    next_ = zip(spoken, lists[1:] + lists[:1], strict=True)
+    assert own > 100
+    assert sum(any(t in text for t in ts) for text, ts in next_) < own / 3
 
 
 @pytest.mark.realdata

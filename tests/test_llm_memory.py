@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llm_expert.memory import Recalled, VectorMemory, min_max
@@ -173,6 +173,127 @@ def test_recall_equals_brute_force(
         similarities = [similarity for _, similarity in expected]
         assert [entry.similarity for entry in clear] == pytest.approx(similarities, abs=1e-4)
         assert all(entry.similarity > threshold for entry in row)
+
+
+@given(
+    rows=hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 40), st.just(3)), elements=st.integers(-2, 2)
+    ),
+    queries=hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 12), st.just(3)), elements=st.integers(-2, 2)
+    ),
+    seed=st.integers(0, 2**32 - 1),
+    threshold=st.sampled_from([0.31, 0.807, 0.95]),
+    top_k=st.integers(1, 8),
+    skipping=st.booleans(),
+    by=st.sampled_from([None, "title", "key"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_recall_with_conditions_equals_brute_force(
+    rows: npt.NDArray[np.float32],
+    queries: npt.NDArray[np.float32],
+    seed: int,
+    threshold: float,
+    top_k: int,
+    skipping: bool,
+    by: str | None,
+) -> None:
+    """Every entry above the threshold first, then what is skipped, then what is not distinct."""
+    rng = np.random.default_rng(seed)
+    values = [
+        {"title": f"t{title}", "session": int(session)}
+        for title, session in rng.integers(0, 5, (len(rows), 2))
+    ]
+    keys = [text(row) for row in rows]
+    memory = VectorMemory(Numbers(), threshold=threshold, top_k=top_k)
+    memory.add(keys, values)
+    own = rng.integers(0, 5, len(queries)).tolist()
+    labels = {"title": [value["title"] for value in values], "key": keys}
+    found = memory.recall(
+        [text(query) for query in queries],
+        skip=[lambda value, o=o: value["session"] == o for o in own] if skipping else None,
+        distinct={"title": title_of, "key": key_of, None: None}[by],
+    )
+    for query, row, session in zip(queries, found, own, strict=True):
+        everything = {n: (s, -i) for i, (n, s) in enumerate(brute_force(rows, query, -1.0, 99))}
+        assume(all(abs(s - threshold) > 1e-3 for s, _ in everything.values()))
+        kept = [
+            n
+            for n, (s, _) in everything.items()
+            if s > threshold and not (skipping and values[n]["session"] == session)
+        ]
+        if by is not None:
+            kept = list({labels[by][n]: n for n in sorted(kept)}.values())
+        kept.sort(key=lambda n: everything[n], reverse=True)
+        assert numbers(row) == kept[:top_k]
+        expected = [everything[n][0] for n in kept[:top_k]]
+        assert [entry.similarity for entry in row] == pytest.approx(expected, abs=1e-4)
+
+
+def title_of(_key: str, value: Mapping[str, Any]) -> str:
+    return str(value["title"])
+
+
+def key_of(key: str, _value: Mapping[str, Any]) -> str:
+    return key
+
+
+def test_what_is_skipped_takes_no_place() -> None:
+    """One's own session fills the neighbourhood of a state; the others' are still recalled."""
+    memory = VectorMemory(Numbers(), threshold=0.5, top_k=3)
+    memory.add([f"100 {step}" for step in range(30)], [{"session": 1}] * 30)
+    memory.add(["9 4", "2 1", "1 1"], [{"session": 0}, {"session": 0}, {"session": 2}])
+    memory.add(["0 1"], [{"session": 3}])
+    queries = ["100 31", "100 31"]
+    plain = memory.recall(queries)
+    assert [entry.value["session"] for entry in plain[0]] == [1, 1, 1]
+    others, all_of_them = memory.recall(
+        queries, skip=[lambda value: value["session"] == 1, lambda value: "session" not in value]
+    )
+    assert numbers(others) == [30, 31, 32]
+    assert all_of_them == plain[1]
+    # 1 is still the similarity of the skipped entry that is nearest
+    assert others[0].similarity < plain[0][0].similarity == 1.0
+
+
+def test_the_latest_memory_of_a_title_decides() -> None:
+    memory = VectorMemory(Numbers(), threshold=0.5, top_k=2)
+    memory.add(
+        ["1 0", "10 1", "10 2", "10 3", "10 4", "0 1", "-1 0"],
+        [{"title": name, "n": n} for n, name in enumerate("aababab")],
+    )
+    # 0 to 4 are above the threshold; of these 3 is the latest "a" and 4 the latest "b"
+    (found,) = memory.recall(["1 0"], distinct=title_of)
+    assert numbers(found) == [3, 4]
+    # where 3 is skipped, 1 decides, although it is less similar than 0
+    (found,) = memory.recall(["1 0"], distinct=title_of, skip=[lambda value: value["n"] == 3])
+    assert numbers(found) == [1, 4]
+    (found,) = memory.recall(["1 0"], distinct=title_of, skip=[lambda value: value["n"] in (2, 4)])
+    assert numbers(found) == [3]
+
+
+def test_one_value_for_each_state() -> None:
+    memory = VectorMemory(Numbers(), threshold=0.5, top_k=3)
+    memory.add([*["1 0"] * 4, "2 1", "0 1"], [{"value": n} for n in range(6)])
+    (found,) = memory.recall(["1 0"], distinct=key_of)
+    assert [(entry.key, entry.value["value"]) for entry in found] == [("1 0", 3), ("2 1", 4)]
+
+
+def test_conditions_are_one_for_each_query() -> None:
+    memory = VectorMemory(Numbers())
+    with pytest.raises(DataError, match="2 queries and 1 functions"):
+        memory.recall(["1 0", "0 1"], skip=[lambda value: not value])
+
+
+def test_a_key_is_kept_once(tmp_path: Path) -> None:
+    memory = VectorMemory(Numbers(), threshold=0.5, top_k=9)
+    memory.add(["1 0", "0 1", "1 0"], [{"n": n} for n in range(3)])
+    memory.add(["0 1", "1 0"], [{"n": n} for n in range(3, 5)])
+    assert memory._index.ntotal == 2
+    memory.save(tmp_path / "memory")
+    again = VectorMemory.load(tmp_path / "memory", Numbers())
+    for both in (memory, again):
+        assert [numbers(found) for found in both.recall(["1 0", "0 1"])] == [[4, 2, 0], [3, 1]]
 
 
 def test_a_large_memory_equals_brute_force_and_batches_equal_single_queries() -> None:

@@ -168,6 +168,12 @@ def test_the_answer_is_a_function_of_seed_and_messages(knowledge: Knowledge) -> 
 
     assert [message.text for message in asyncio.run(ask())] == answers
     assert [other.answer(messages) for messages in PROMPTS] != answers
+    # A call may bring its own seed.
+    assert [first.invoke(messages, seed=2).text for messages in PROMPTS] == [
+        other.answer(messages) for messages in PROMPTS
+    ]
+    assert asyncio.run(first.ainvoke(PROMPTS[0], seed=2)).text == other.answer(PROMPTS[0])
+    assert first.seed == 1
 
 
 @pytest.mark.parametrize("role", FORMATS)

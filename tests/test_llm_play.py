@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,18 @@ def test_history_is_shown_with_ratings_and_cut(toy: Prepared, embedder: TextEmbe
     assert (item.title, item.rating) == ("Bee", 4.0)
     assert '"Bee"' in call.of("actor")[0][2][-1]
     assert '"Ant"' not in call.of("actor")[0][2][-1]
+
+
+def test_drawn_negatives_and_test_rows_are_no_history(
+    toy: Prepared, embedder: TextEmbedder
+) -> None:
+    order = toy.dataset.interactions.order.copy()
+    order[0] = -1  # of user 0 and item 0, which is in the history
+    interactions = replace(toy.dataset.interactions, order=order)
+    changed = replace(toy, dataset=replace(toy.dataset, interactions=interactions))
+    call = ScriptedCall(speak())
+    sessions, _ = run("act-only", call, changed, embedder, [0], limit=1)
+    assert [item.title for item in sessions[0].pad.history] == ["Bee"]
 
 
 def test_finished_sessions_are_told_once_each(toy: Prepared, embedder: TextEmbedder) -> None:

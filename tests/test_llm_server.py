@@ -14,7 +14,7 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from llm_expert.calls import Answer, Caller, CallStore, Tag, prompt_hash
-from llm_expert.chat_models import ChatModel
+from llm_expert.chat_models import ChatModel, make_chat_model
 from llm_expert.errors import (
     AuthenticationError,
     BadResponseError,
@@ -27,6 +27,7 @@ from llm_expert.errors import (
 )
 from llm_expert.testing import FAULTS, ChatServer
 from llm_expert.tokens import make_counter
+from recsim_env import Prepared
 from recsim_env.errors import DataError
 
 KEY = "sk-test-0123456789abcdef"
@@ -121,6 +122,29 @@ def test_a_chat_model_answers() -> None:
     assert texts == ["one", "two"]
 
 
+def test_another_draw_of_a_prompt_gets_another_answer_through_a_server(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    offline = make_chat_model("offline:invent=0,break=0", prepared=prepared, seed=3)
+    prompt = HumanMessage('### Task\nRecommend one.\nAction: recommend["TITLE"]')
+
+    def draw(caller: Caller) -> list[str]:
+        async def calls() -> list[Answer]:
+            several = (caller([prompt], tag=Tag("actor"), sample=k) for k in range(8))
+            return list(await asyncio.gather(*several))
+
+        return [answer.text for answer in asyncio.run(calls())]
+
+    with ChatServer(offline.model) as server:
+        over_http = make_chat_model(f"{server.url}#test-model", seed=3, encoding=None, window=8192)
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            texts = draw(Caller(over_http, store))
+            assert draw(Caller(over_http, store)) == texts
+    assert len(set(texts)) > 3
+    assert texts == draw(Caller(offline))
+    assert texts[0] == offline.model.invoke([prompt]).text
+
+
 def test_roles_and_prompts_arrive(server: ChatServer) -> None:
     messages = [
         SystemMessage("s"),
@@ -170,7 +194,7 @@ def test_faults_of_the_wire_end_in_their_error(
     assert (server.requests, server.served) == (2, {fault: 2})
     assert not server.completed
     server.set_faults({})
-    assert ask(caller, "hello")[0].text == "You said: hello"
+    assert ask(Caller(chat(server)), "hello")[0].text == "You said: hello"
 
 
 @pytest.mark.parametrize("fault", OF_THE_WIRE)
@@ -291,7 +315,7 @@ def test_a_server_that_is_down_and_comes_back(server: ChatServer, tmp_path: Path
         server.up()
         server.up()
         assert server.url == url
-        answers = ask(caller, "one", "two", "three")
+        answers = ask(Caller(chat(server), store), "one", "two", "three")
     assert [answer.cached for answer in answers] == [True, True, False]
     assert set(server.completed.values()) == {1}
 

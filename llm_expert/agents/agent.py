@@ -57,13 +57,15 @@ class AgentSettings:
         """Checks the ranges."""
         for name in ("gamma", "planner_threshold", "actor_threshold", "critic_threshold"):
             value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise DataError(f"{name}={value} came, expected at least 0 and less than 1.")
-        for name, least in (("top_k", 0), ("history", 0), ("state_titles", 1), ("reasks", 0)):
-            if getattr(self, name) < least:
+            if type(value) not in (int, float) or not 0.0 <= value < 1.0:
                 raise DataError(
-                    f"{name}={getattr(self, name)} came, expected a whole number of {least} or "
-                    "more."
+                    f"{name}={value!r} came, expected a number of at least 0 and less than 1."
+                )
+        for name, least in (("top_k", 1), ("history", 0), ("state_titles", 1), ("reasks", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise DataError(
+                    f"{name}={value!r} came, expected a whole number of {least} or more."
                 )
 
 
@@ -171,21 +173,11 @@ class Memories:
         Args:
             entries: Name of a memory -> keys and values, as
                 `llm_expert.recorded.recorded_memories` gives them.
-
-        Raises:
-            DataError: There is none for any of these memories.
         """
-        added = 0
         for name in _MEMORIES:
             memory: VectorMemory | None = getattr(self, name)
             if memory is not None and entries.get(name):
                 memory.add([key for key, _ in entries[name]], [value for _, value in entries[name]])
-                added += len(entries[name])
-        if not added:
-            raise DataError(
-                "No recorded memory came for this agent, expected some of the files of llm_demos: "
-                "give the folder that holds them (--data), or start without memories."
-            )
         return self
 
     def with_contents_of(self, folder: str | Path, embedder: Embedder) -> Memories:
@@ -196,7 +188,6 @@ class Memories:
             embedder: Of the keys.
 
         Raises:
-            DataError: The folder holds none of these memories.
             ArtefactError: One of them is broken or of another embedder.
         """
         found: dict[str, VectorMemory] = {}
@@ -206,12 +197,12 @@ class Memories:
                 kept = VectorMemory.load(Path(folder) / name, embedder)
                 kept.threshold, kept.top_k = mine.threshold, mine.top_k
                 found[name] = kept
-        if not found:
-            raise DataError(
-                f"{folder} holds no memories of this agent, expected one of the folders "
-                f"{', '.join(_MEMORIES)} that a run of it wrote: name DIR/memories of such a run."
-            )
         return replace(self, **found)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the memories that are there."""
+        return tuple(name for name in _MEMORIES if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -242,10 +233,14 @@ class CachedEmbedder:
 
     Args:
         embedder: Does the work.
+
+    Attributes:
+        identity: What tells the embedder from others; "" where it does not say.
     """
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
+        self.identity = str(getattr(embedder, "identity", ""))
         self._known: dict[str, npt.NDArray[np.float32]] = {}
 
     def embed(self, texts: Sequence[str], /) -> npt.NDArray[np.float32]:
