@@ -5,8 +5,8 @@
 BiLLP plays a synthetic catalogue on a canned model that waits a second before each answer: one call
 after the other, then many sessions at once. Then the same on a canned model that does not wait:
 what is left is everything but the model (prompts, memories, grounding, the record, LangChain, the
-environment). At last the same over HTTP, from a loopback server in another process. Each figure is the median over
-runs; the table goes to the screen and to ``benchmarks/results/``.
+environment). At last the same over HTTP, from a loopback server in another process. Each figure is
+the median over runs; the table goes to the screen and to ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def main() -> None:
         f"`{' '.join(['python', *sys.argv])}`: BiLLP, sessions of {arguments.limit} steps, three "
         f"calls a step and one at the end, {arguments.runs} runs (the first row: one), "
         f"{os.cpu_count()} cores, Python {platform.python_version()}. The rows "
-        "without a wait are everything but the model; the last one adds LangChain's OpenAI client and "
-        "a server in a process of its own.",
+        "without a wait are everything but the model; the last one adds LangChain's OpenAI client, "
+        "and a server in a process of its own.",
         "",
         "| what | steps/s, median (least to most) | times the first row | ms per step |",
         "|---|---:|---:|---:|",

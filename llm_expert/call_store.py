@@ -198,7 +198,7 @@ class CallStore:
             )
         if not self.read_only:
             connection.execute("PRAGMA journal_mode = WAL")
-            # FULL costs 0.15 ms a row, and NORMAL would leave the last rows to a power cut.
+            # FULL costs about 0.2 ms a row, and NORMAL would leave the last rows to a power cut.
             connection.execute("PRAGMA synchronous = FULL")
             if version < FORMAT:
                 connection.executescript(_SCHEMA)

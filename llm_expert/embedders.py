@@ -1,9 +1,20 @@
-"""Texts as vectors of trained language models; `recsim_env.text.TextEmbedder` needs none."""
+"""Texts as vectors of trained language models; `recsim_env.text.TextEmbedder` needs none.
+
+Every text goes through the model alone. Beside others it would get a vector that differs in the
+last bits, since the order of the sums in a matrix product depends on its size; then what an agent
+recalls would depend on which other texts were asked for at the same time. So a text has one vector,
+bit for bit, on one machine with one number of threads. On a GPU, too, what is computed depends on
+the text alone; whether the GPU's libraries then repeat a sum to the last bit is up to them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +28,13 @@ __all__ = ["CausalLMEmbedder", "SentenceEmbedder"]
 
 _ITEM = "{item}"
 _SMALLEST = 1e-12
+_WEIGHTS = 64
+"""How many numbers of each tensor of weights tell one model from another."""
+_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""What a model's configuration says of how it was loaded or saved, and not of the model."""
+_PROBE = "The Legend of Zelda™: 漢字, 1986 -- Director's Cut!"
+"""A text whose tokens tell one tokenizer from another."""
+_LOGIN = re.compile("(?<=://)[^/@]*@")
 
 
 class CausalLMEmbedder:
@@ -31,7 +49,7 @@ class CausalLMEmbedder:
             used.
         tokenizer: Its tokenizer.
         template: Text with one ``{item}``; ``"{item}"`` alone embeds a text as it is.
-        batch: Texts a pass; raising it is faster until memory ends. 8 to 128.
+        source: What the model was loaded from, for `identity`; None: what the model itself says.
     """
 
     def __init__(
@@ -40,17 +58,18 @@ class CausalLMEmbedder:
         tokenizer: Any,
         *,
         template: str = "The type of {item} is",
-        batch: int = 32,
+        source: str | Path | None = None,
     ) -> None:
-        if template.count(_ITEM) != 1 or batch < 1:
+        if template.count(_ITEM) != 1:
             raise DataError(
-                f"CausalLMEmbedder got template={template!r} and batch={batch}, expected a text "
-                f"with one {_ITEM} in it and at least 1."
+                f"CausalLMEmbedder got template={template!r}, expected a text with one {_ITEM} in "
+                "it."
             )
         from llm_expert.local import longest_text
 
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.template, self.batch = template, batch
+        self.template = template
+        self.source = str(getattr(model, "name_or_path", "") if source is None else source)
         self._limit = longest_text(model, tokenizer)
 
     @classmethod
@@ -60,7 +79,6 @@ class CausalLMEmbedder:
         device: str | None = None,
         *,
         template: str = "The type of {item} is",
-        batch: int = 32,
     ) -> CausalLMEmbedder:
         """Loads model and tokenizer.
 
@@ -68,7 +86,6 @@ class CausalLMEmbedder:
             path: Folder, or name on the Hugging Face hub.
             device: For example "cuda:0"; None takes a GPU if there is one.
             template: As for the class.
-            batch: As for the class.
 
         Raises:
             ModelSpecError: transformers is missing, or there is no such model.
@@ -76,7 +93,7 @@ class CausalLMEmbedder:
         from llm_expert.local import load_causal_lm
 
         model, tokenizer = load_causal_lm(path, device)
-        return cls(model, tokenizer, template=template, batch=batch)
+        return cls(model, tokenizer, template=template, source=path)
 
     def __repr__(self) -> str:
         """Returns what it was made of, not the weights."""
@@ -86,6 +103,24 @@ class CausalLMEmbedder:
     def dim(self) -> int:
         """Size of a vector."""
         return int(self.model.config.hidden_size)
+
+    @cached_property
+    def identity(self) -> str:
+        """What the vectors depend on, without the weights: equal for two loads of one model.
+
+        The hash is of the model's configuration, the first numbers of each of its weights, and the
+        tokens of a text.
+        """
+        config = self.model.config.to_diff_dict()
+        kept = {key: value for key, value in config.items() if key not in _VOLATILE}
+        described = json.dumps([kept, self._limit, self._tokens(_PROBE)], sort_keys=True)
+        return _identity(
+            "causal-lm",
+            self.source,
+            _fingerprint(self.model, described),
+            template=self.template,
+            dim=self.dim,
+        )
 
     def embed(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """Embeds texts.
@@ -97,17 +132,11 @@ class CausalLMEmbedder:
             (n, dim) float32, rows of norm 1, or of 0 where there is no token at all.
         """
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        tokens = [self._tokens(text) for text in texts]
-        for rows in self._batches(tokens):
-            vectors[rows] = self._last_states([tokens[row] for row in rows])
+        for row, text in enumerate(texts):
+            tokens = self._tokens(text)
+            if tokens:
+                vectors[row] = self._last_state(tokens)
         return _unit(vectors)
-
-    def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yields numbers of rows that are not empty, texts of like length together."""
-        rows = (row for row, ids in enumerate(tokens) if ids)
-        order = sorted(rows, key=lambda row: len(tokens[row]))
-        for start in range(0, len(order), self.batch):
-            yield order[start : start + self.batch]
 
     def _tokens(self, text: str) -> list[int]:
         """Returns the tokens of the filled template, none of them one that ends a text."""
@@ -132,28 +161,15 @@ class CausalLMEmbedder:
             ids = ids[:-1]
         return ids
 
-    def _last_states(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Returns the last token's hidden state of every row.
-
-        Padded on the right, whatever the tokenizer would do: a causal model never looks there, and
-        positions count from the first token.
-        """
+    def _last_state(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Returns the (d,) hidden state of the last token."""
         import torch as th
 
-        lengths = th.tensor([len(ids) for ids in tokens])
-        # (B, L), padding of any token
-        padded = th.zeros(len(tokens), int(lengths.max()), dtype=th.long)
-        for row, ids in enumerate(tokens):
-            padded[row, : len(ids)] = th.tensor(ids)
-        mask = (th.arange(padded.shape[1]) < lengths[:, None]).long()
         body = getattr(self.model, "base_model", self.model)
         with th.inference_mode():
-            # (B, L, d) -> (B, d)
-            states = body(
-                input_ids=padded.to(self.model.device), attention_mask=mask.to(self.model.device)
-            ).last_hidden_state
-            last = states[th.arange(len(tokens)), (lengths - 1).to(states.device)]
-            found: NDArray[np.float32] = last.float().cpu().numpy()
+            ids = th.tensor([tokens], device=self.model.device)
+            # (1, L, d) -> (d,)
+            found: NDArray[np.float32] = body(ids).last_hidden_state[0, -1].float().cpu().numpy()
         return found
 
 
@@ -163,13 +179,12 @@ class SentenceEmbedder:
     Args:
         path: Folder, or name on the Hugging Face hub.
         device: For example "cuda:0"; None takes a GPU if there is one.
-        batch: Texts a pass.
 
     Raises:
         ModelSpecError: sentence-transformers is missing, or there is no such model.
     """
 
-    def __init__(self, path: str | Path, device: str | None = None, *, batch: int = 32) -> None:
+    def __init__(self, path: str | Path, device: str | None = None) -> None:
         try:
             package: Any = importlib.import_module("sentence_transformers")
         except ImportError as error:
@@ -185,11 +200,21 @@ class SentenceEmbedder:
                 f"The embedder {path} cannot be loaded ({reason}), expected a folder or a name on "
                 "the Hugging Face hub with a model of sentence-transformers."
             ) from error
-        self.path, self.batch = str(path), batch
+        self.path = str(path)
 
     def __repr__(self) -> str:
         """Returns what it was made of, not the weights."""
-        return f"SentenceEmbedder({self.path!r})"
+        return f"SentenceEmbedder({_without_login(self.path)!r})"
+
+    @cached_property
+    def identity(self) -> str:
+        """What the vectors depend on, without the weights: equal for two loads of one model.
+
+        The hash is of the model's layers as they describe themselves and the first numbers of each
+        of its weights.
+        """
+        sha = _fingerprint(self.model, repr(self.model))
+        return _identity("sentence", self.path, sha, dim=self.embed([""]).shape[1])
 
     def embed(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """Embeds texts.
@@ -204,12 +229,36 @@ class SentenceEmbedder:
             return self.embed([""])[:0]
         vectors = self.model.encode(
             list(texts),
-            batch_size=self.batch,
+            batch_size=1,
             convert_to_numpy=True,
             normalize_embeddings=False,
             show_progress_bar=False,
         )
         return _unit(np.asarray(vectors, np.float32))
+
+
+def _identity(kind: str, source: str, sha: str, **facts: Any) -> str:
+    """Returns one line of JSON that names an embedder."""
+    return json.dumps({"kind": kind, "source": _without_login(source), **facts, "sha256": sha})
+
+
+def _without_login(source: str) -> str:
+    """Returns an address without a user and a password in it."""
+    return _LOGIN.sub("", source)
+
+
+def _fingerprint(model: Any, described: str) -> str:
+    """Returns a short hash of a torch module.
+
+    Args:
+        model: Of whose every parameter the first numbers count.
+        described: What else of it does.
+    """
+    sha = hashlib.sha256(described.encode())
+    for name, weights in model.named_parameters():
+        sha.update(f"{name}{tuple(weights.shape)}".encode())
+        sha.update(weights.detach().flatten()[:_WEIGHTS].float().cpu().numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

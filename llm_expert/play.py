@@ -273,7 +273,11 @@ class _Run:
         """
         memories = self.agent.memories
         n = len(states)
-        reflections = _ask(memories.reflections, states)
+        reflections = _ask(
+            memories.reflections,
+            states,
+            distinct=lambda key, value: value["text"],  # noqa: ARG005
+        )
         experiences = _ask(
             memories.experiences,
             states,

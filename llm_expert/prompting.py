@@ -113,9 +113,10 @@ def one_line(text: str, limit: int) -> str:
 
     Args:
         text: Any text.
-        limit: The most characters that are kept, from the beginning.
+        limit: The most characters that are kept, from the first one that can be seen.
     """
-    text = text.strip()[: _INVISIBLE * limit]
+    start = next((place for place, letter in enumerate(text) if _seen(letter)), len(text))
+    text = text[start : start + _INVISIBLE * limit].rstrip()
     if not text.isprintable():
         text = "".join(map(_harmless, text)).strip()
     return text[:limit].rstrip()
@@ -201,7 +202,7 @@ class Script:
     ) -> list[BaseMessage]:
         """Returns the prompt, cut until it fits.
 
-        What goes first: the history from its oldest item on, then the steps of the session from
+        What goes first: the history from its first item on, then the steps of the session from
         the oldest on, then memories from the least similar on (values, reflections, discouraged
         and encouraged titles), then the categories, the examples and the guidance. Instructions
         and task always stay whole. Lines keep their numbers.
@@ -329,6 +330,11 @@ def _harmless(character: str) -> str:
     if category == "Cs":
         return "\ufffd"
     return "" if category in ("Cc", "Cf") and character not in _JOINERS else character
+
+
+def _seen(character: str) -> bool:
+    """Whether a character shows by itself."""
+    return character not in _JOINERS and bool(_harmless(character).strip())
 
 
 def _history_line(number: int, item: HistoryItem) -> str:

@@ -45,7 +45,8 @@ class Scratchpad:
     """One session as its agent knows it.
 
     Args:
-        history: Items before the session, oldest first.
+        history: Items before the session, oldest first where their order is known. Prompts do not
+            speak of an order, since some datasets have none.
         steps: What was shown in it, oldest first.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,19 @@ class TextEmbedder:
         self._idf: NDArray[np.float32] = np.zeros(0, np.float32)
         self._projection: NDArray[np.float32] = np.zeros((0, 0), np.float32)
 
+    @property
+    def identity(self) -> str:
+        """What the vectors depend on: equal for two embedders that give the same ones.
+
+        Raises:
+            DataError: It was not fitted.
+        """
+        self._check_fitted("identity")
+        sha = hashlib.sha256(self._idf.tobytes())
+        sha.update((self._projection + 0.0).tobytes())  # -0.0, which is not saved, becomes 0.0
+        facts = {"kind": "text", "dim": self.dim, "n_features": self.n_features}
+        return json.dumps({**facts, "sha256": sha.hexdigest()[:16]})
+
     def fit(self, texts: Sequence[str], dim: int | None = None) -> TextEmbedder:
         """Learns weights and projection.
 
@@ -92,8 +106,7 @@ class TextEmbedder:
             (n, dim) float32, rows of norm 1. A text that shares nothing with the fitted ones gets
             the vector of the fitted texts' common direction.
         """
-        if not len(self._idf):
-            raise DataError("TextEmbedder.embed came before fit; call fit on the catalogue first.")
+        self._check_fitted("embed")
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         vectors = np.asarray(self._weigh(self._count(texts)) @ self._projection, np.float32)
@@ -103,6 +116,12 @@ class TextEmbedder:
         norms[empty] = 1.0
         vectors /= norms
         return vectors
+
+    def _check_fitted(self, what: str) -> None:
+        if not len(self._idf):
+            raise DataError(
+                f"TextEmbedder.{what} came before fit; call fit on the catalogue first."
+            )
 
     def _count(self, texts: Sequence[str]) -> sparse.csr_matrix:
         vectorizer = HashingVectorizer(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -66,15 +67,62 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_a_batch_is_embedded_as_one_by_one(model: Any, padding_side: str) -> None:
-    embedder = CausalLMEmbedder(model, make_tokenizer(padding_side), batch=3)
-    together = embedder.embed(HOSTILE)
-    alone = np.concatenate([embedder.embed([text]) for text in HOSTILE])
-    assert together.shape == (len(HOSTILE), 16)
-    assert together.dtype == np.float32
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    assert len(np.unique(together.round(4), axis=0)) == len(HOSTILE)
+def test_a_vector_does_not_depend_on_the_other_texts(model: Any, padding_side: str) -> None:
+    """Not in one bit, whatever the batch."""
+    embedder = CausalLMEmbedder(model, make_tokenizer(padding_side))
+    texts = HOSTILE + [f"{'a long ' * (n % 5)}title {n}" for n in range(30)]
+    alone = np.concatenate([embedder.embed([text]) for text in texts])
+    assert alone.shape == (len(texts), 16)
+    assert alone.dtype == np.float32
+    for size in (2, 3, 8, len(texts)):
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        assert np.array_equal(np.concatenate([embedder.embed(part) for part in parts]), alone)
+    assert np.array_equal(embedder.embed(texts[::-1])[::-1], alone)
+    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-5)
+    assert len(np.unique(alone.round(4), axis=0)) == len(texts)
+
+
+def test_an_identity_is_that_of_the_model(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    first, second = (CausalLMEmbedder.from_pretrained(tmp_path, "cpu") for _ in range(2))
+    assert first.identity == second.identity
+    found = json.loads(first.identity)
+    assert (found["kind"], found["source"], found["dim"]) == ("causal-lm", str(tmp_path), 16)
+    assert found["template"] == "The type of {item} is"
+
+    def identity(**changed: Any) -> str:
+        arguments = {"model": make_model("llama"), "tokenizer": make_tokenizer(), **changed}
+        model, tokenizer = arguments.pop("model"), arguments.pop("tokenizer")
+        return CausalLMEmbedder(model, tokenizer, **{"source": tmp_path, **arguments}).identity
+
+    assert identity() == first.identity
+    embedding, layer, setting = (make_model("llama") for _ in range(3))
+    with th.no_grad():
+        embedding.get_input_embeddings().weight[0, 0] += 1.0
+        layer.model.layers[-1].mlp.down_proj.weight[0, 0] += 1.0
+    setting.config.rms_norm_eps = 0.5
+    tokenizer = make_tokenizer()
+    tokenizer._tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    others = [
+        identity(model=embedding),
+        identity(model=layer),
+        identity(model=setting),
+        identity(model=make_model("gpt2")),
+        identity(tokenizer=tokenizer),
+        identity(template="{item}"),
+        identity(source="elsewhere"),
+    ]
+    assert len({first.identity, *others}) == 8
+
+
+def test_an_identity_has_no_password() -> None:
+    source = "https://me:secret@example.org/model"
+    embedder = CausalLMEmbedder(make_model("gpt2"), make_tokenizer(), source=source)
+    assert json.loads(embedder.identity)["source"] == "https://example.org/model"
+    assert "secret" not in repr(embedder)
+    unnamed = CausalLMEmbedder(make_model("gpt2"), make_tokenizer())
+    assert json.loads(unnamed.identity)["source"] == ""
 
 
 def test_the_vector_is_the_last_token_of_the_template_after_the_last_layer(model: Any) -> None:
@@ -147,12 +195,20 @@ def test_sentence_embedder_normalises_what_the_package_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class SentenceTransformer:
-        def __init__(self, path: str, device: str | None = None) -> None:
+        def __init__(self, path: str, device: str | None = None) -> None:  # noqa: ARG002
             if path == "absent":
                 raise OSError(f"{path} is not there\nand more")
-            self.device = device
+            self.layer = th.nn.Linear(1, 1)
+            th.nn.init.constant_(self.layer.weight, len(path))
 
-        def encode(self, texts: list[str], **_arguments: Any) -> np.ndarray:
+        def __repr__(self) -> str:
+            return "SentenceTransformer()"
+
+        def named_parameters(self) -> Any:
+            return iter([("layer", self.layer.weight)])
+
+        def encode(self, texts: list[str], batch_size: int, **_arguments: Any) -> np.ndarray:
+            assert batch_size == 1
             return np.asarray([[3.0 * len(text), 4.0 * len(text)] for text in texts])
 
     package = types.ModuleType("sentence_transformers")
@@ -162,5 +218,9 @@ def test_sentence_embedder_normalises_what_the_package_says(
     np.testing.assert_allclose(embedder.embed(["a", "bc", ""]), [[0.6, 0.8], [0.6, 0.8], [0, 0]])
     assert embedder.embed([]).shape == (0, 2)
     assert repr(embedder) == "SentenceEmbedder('there')"
+    identity = json.loads(embedder.identity)
+    assert (identity["kind"], identity["source"], identity["dim"]) == ("sentence", "there", 2)
+    assert SentenceEmbedder("there").identity == embedder.identity
+    assert json.loads(SentenceEmbedder("not there").identity)["sha256"] != identity["sha256"]
     with pytest.raises(ModelSpecError, match="absent is not there"):
         SentenceEmbedder("absent")

@@ -234,7 +234,7 @@ def remember(root: Path, rows: list[dict], reflections: list[dict]) -> Path:
 
 
 def gpt_3_5(episode: int, t: int, shown: int, **more: Any) -> dict:
-    return memory(episode, t, shown, model="gpt-3.5-turbo-16k", run="run-1", **more)
+    return memory(episode, t, shown, **{"model": "gpt-3.5-turbo-16k", "run": "run-1", **more})
 
 
 def test_memories_become_entries(tmp_path: Path) -> None:

@@ -116,10 +116,39 @@ def last(chosen: Script, view: View, budget: int = PLENTY) -> str:
         ("👩‍👧", '"👩‍👧"'),
         ("  Café  ", '"Café"'),
         ("", '""'),
+        ("\u200d\u200d", '""'),
+        ("\n \u200b\x00" * 10_000 + "Portal\u200d 2", '"Portal\u200d 2"'),
+        *(
+            (start * 10_000 + "Portal", '"Portal"')
+            for start in "\n\x00\u200b\u202e\u200d\u2028\ufeff"
+        ),
+        ("P" + "\n" * 10_000 + "ortal", '"P"'),
     ],
 )
 def test_quote(text: str, quoted: str) -> None:
     assert quote(text) == quoted
+
+
+def test_quoting_takes_linear_time() -> None:
+    def seconds(length: int) -> float:
+        start = time.perf_counter()
+        assert quote("\u200b\n" * length + "Portal") == '"Portal"'
+        return time.perf_counter() - start
+
+    short = min(seconds(10_000) for _ in range(5))
+    assert min(seconds(100_000) for _ in range(3)) < 40 * short
+
+
+def test_the_history_is_told_without_an_order() -> None:
+    """Some datasets have none."""
+    for role, style in STYLES:
+        (line,) = (
+            line
+            for line in script(role, style).instructions.splitlines()
+            if line.startswith("- History:")
+        )
+        assert line == "- History: games that the player knew before the session."
+        assert "this session, oldest first" in script(role, style).instructions
 
 
 def test_quote_cuts_before_escaping() -> None:

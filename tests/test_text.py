@@ -75,6 +75,23 @@ def test_fit_is_deterministic_and_takes_a_size(embedder: TextEmbedder) -> None:
     assert np.array_equal(embedder.embed(TITLES), again.embed(TITLES))
 
 
+def test_an_identity_is_that_of_the_vectors(embedder: TextEmbedder, tmp_path: Path) -> None:
+    embedder.save(tmp_path / "text")
+    same = (TextEmbedder.load(tmp_path / "text"), TextEmbedder().fit(TITLES, dim=6))
+    assert [other.identity for other in same] == [embedder.identity] * 2
+    others = (
+        TextEmbedder(dim=5).fit(TITLES),
+        TextEmbedder(dim=6, n_features=2**14).fit(TITLES),
+        TextEmbedder(dim=6).fit(TITLES[:-1]),
+        TextEmbedder(dim=6).fit([*TITLES[:-1], "Portal 2"]),
+    )
+    assert len({other.identity for other in (embedder, *others)}) == 5
+    # the projection alone
+    turned = TextEmbedder.load(tmp_path / "text")
+    turned._projection = -turned._projection
+    assert turned.identity != embedder.identity
+
+
 def test_more_dimensions_than_texts() -> None:
     vectors = TextEmbedder(dim=64).fit(TITLES[:2]).embed(TITLES)
     assert vectors.shape == (8, 64)
@@ -93,6 +110,8 @@ def test_save_and_load(embedder: TextEmbedder, tmp_path: Path) -> None:
 def test_bad_use_is_explained() -> None:
     with pytest.raises(DataError, match="call fit"):
         TextEmbedder().embed(["a"])
+    with pytest.raises(DataError, match="identity came before fit"):
+        _ = TextEmbedder().identity
     with pytest.raises(DataError, match="no texts"):
         TextEmbedder().fit([])
     with pytest.raises(DataError, match="at least 1"):
