@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ _CANDIDATES = 2_000
 """So many prompts of a role are looked at when the nearest one is wanted."""
 _DIFF_LINES = 8
 _DIFF_WIDTH = 120
+_NEAR_LIMIT = 1 << 17
+"""So near to the limit of a file's size, in bytes, a write may have failed because of it."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,12 @@ class CallStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._tells_spent = True
+        self._place = self.path.absolute()  # SQLite keeps to it, whatever the working directory
+        self._identity: tuple[int, int] | None = None
         try:
             self._connection = self._open()
             self._check(self._connection)
+            self._identity = _identity(self._place)
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise StorageError(_said(self.path, error, writing=not read_only)) from error
@@ -221,6 +227,7 @@ class CallStore:
         """
         with self._using(writing=True) as connection:
             connection.execute(_INSERT, tuple(vars(call).values()))
+            self._check_place()
 
     def spend(self, key: str, spent: Spent) -> None:
         """Adds to what empty answers to a call have cost; it is on disk when this returns.
@@ -234,6 +241,16 @@ class CallStore:
         """
         with self._using(writing=True) as connection:
             connection.execute(_SPEND, (key, *vars(spent).values()))
+            self._check_place()
+
+    def _check_place(self) -> None:
+        """Raises where what was written is not in the file that is found under the path."""
+        if _identity(self._place) != self._identity:
+            raise StorageError(
+                f"The record of calls {self.path} was removed or moved while the run wrote to it: "
+                "put it back if it was moved (if it was removed, its answers are gone), and start "
+                "the same command again."
+            )
 
     def spent(self, key: str) -> Spent:
         """Returns what empty answers to a call have cost.
@@ -331,6 +348,29 @@ class CallStore:
         self.close()
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns device and inode of a file, or None where there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _at_size_limit(path: Path) -> bool:
+    """Tells whether the record or its log is as large as this process may make a file."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return False
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY:
+        return False
+    files = (path, path.with_name(f"{path.name}-wal"))
+    size = max((file.stat().st_size for file in files if file.exists()), default=0)
+    return size + _NEAR_LIMIT >= limit
+
+
 def _said(path: Path, error: Exception, *, writing: bool) -> str:
     """Returns a sentence on why the record cannot be used."""
     verb = "written" if writing else "read"
@@ -340,6 +380,12 @@ def _said(path: Path, error: Exception, *, writing: bool) -> str:
         return (
             f"{start}: the disk is full; free some space and start the same command again, it goes "
             "on where it stopped."
+        )
+    too_large = getattr(error, "errno", None) == errno.EFBIG
+    if too_large or (code == sqlite3.SQLITE_IOERR and _at_size_limit(path)):
+        return (
+            f"{start}: it has reached the file size limit of this process; raise that (ulimit -f) "
+            "and start the same command again, it goes on where it stopped."
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return (

@@ -7,6 +7,8 @@ environment into the LangChain model and nowhere else: not into `ChatModel.spec`
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import functools
 import importlib
 import logging
@@ -14,9 +16,10 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -61,6 +64,8 @@ _NEEDS = {  # package that must be there, and how to get it
     "huggingface": ("transformers", "pip install 'ilrec[local]'"),
 }
 _KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+_PROXIES = ("ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 _OFFLINE_OPTIONS = {"invent": "invent", "break": "break_format", "seed": "seed"}
 
 _log = logging.getLogger(__name__)
@@ -80,6 +85,11 @@ class Price:
 
     def __post_init__(self) -> None:
         """Checks the figures."""
+        if not all(_is_number(value) for value in (self.prompt, self.completion)):
+            raise ModelSpecError(
+                f"Price got prompt={self.prompt!r} and completion={self.completion!r}, expected "
+                "USD per million tokens: give two numbers."
+            )
         if not (0 <= self.prompt < math.inf and 0 <= self.completion < math.inf):
             raise ModelSpecError(
                 f"Price got prompt={self.prompt} and completion={self.completion}, expected USD "
@@ -206,6 +216,11 @@ def make_chat_model(
         AuthenticationError: A server that was asked for its models refuses the key.
     """
     _check(temperature, max_tokens, timeout, window, requests_per_second)
+    if price is not None and not isinstance(price, Price):
+        raise ModelSpecError(
+            f"make_chat_model got price={price!r}, expected USD per million tokens: give "
+            "Price(prompt, completion)."
+        )
     kind, name = _split(spec)
     wanted = _Wanted(
         name,
@@ -274,6 +289,10 @@ def known_specs() -> str:
     return "\n".join(rows)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check(
     temperature: float | None,
     max_tokens: int,
@@ -282,21 +301,32 @@ def _check(
     requests_per_second: float | None,
 ) -> None:
     checks = (
-        ("temperature", temperature, "a number from 0 to 2", 0, 2, True),
+        ("temperature", temperature, "from 0 to 2", 0, 2, True),
         ("max_tokens", max_tokens, "at least 1", 1, math.inf, False),
         ("timeout", timeout, "seconds, more than 0", 1e-9, math.inf, False),
         ("window", window, "at least 1", 1, math.inf, False),
         ("requests_per_second", requests_per_second, "more than 0", 1e-9, math.inf, False),
     )
     for name, value, expected, low, high, closed in checks:
-        if value is None:
+        if value is None and name not in ("max_tokens", "timeout"):
             continue
+        whole = name in ("max_tokens", "window")
+        if not _is_number(value) or (whole and not isinstance(value, Integral)):
+            raise ModelSpecError(
+                f"make_chat_model got {name}={value!r}, expected {'a whole' if whole else 'a'} "
+                f"number, {expected}."
+            )
         if not (low <= value < high or (closed and value == high)):
             raise ModelSpecError(f"make_chat_model got {name}={value}, expected {expected}.")
 
 
 def _split(spec: str) -> tuple[str, str]:
     """Returns the kind of a specification and the rest of it (all of it for a URL)."""
+    if not isinstance(spec, str):
+        raise ModelSpecError(
+            f"The LLM came as {type(spec).__name__}, expected a text: give one of {_FORMS}, "
+            "http(s)://HOST:PORT/v1#NAME."
+        )
     spec = spec.strip()
     if re.match(r"https?://", spec, re.IGNORECASE):
         return "http", spec
@@ -442,11 +472,39 @@ def _make(provider: str, wanted: _Wanted, spec: str, **arguments: Any) -> BaseCh
     if wanted.replay:
         return _recorded(spec)
     _require(provider, spec)
-    if provider == "ollama":
-        given = {key: value for key, value in arguments.items() if value is not None}
-        ollama: BaseChatModel = _seeded_ollama()(model=wanted.name, **given, **wanted.common)
-        return ollama
-    return _init(provider, wanted.name, **arguments, **wanted.common)
+    with _connecting(spec):
+        if provider == "ollama":
+            given = {key: value for key, value in arguments.items() if value is not None}
+            ollama: BaseChatModel = _seeded_ollama()(model=wanted.name, **given, **wanted.common)
+            return ollama
+        return _init(provider, wanted.name, **arguments, **wanted.common)
+
+
+@contextlib.contextmanager
+def _connecting(spec: str) -> Iterator[None]:
+    """Says in a sentence what the environment tells HTTP clients and they cannot do."""
+    try:
+        yield
+    except ImportError as error:
+        if "socksio" not in str(error):
+            raise
+        raise ModelSpecError(
+            f"The LLM {spec} is to be reached through a SOCKS proxy ({_set_of(_PROXIES)}), and the "
+            "package socksio is not there: pip install 'httpx[socks]', or unset the proxy."
+        ) from None
+    except OSError as error:
+        names = _set_of(_CERTIFICATES)
+        if not names:
+            raise
+        raise ModelSpecError(
+            f"The certificates that {names} names cannot be read ({error.strerror or error}), "
+            "expected a file or folder of certificates: correct or unset it."
+        ) from error
+
+
+def _set_of(variables: tuple[str, ...]) -> str:
+    """Returns the names of those environment variables that are set."""
+    return " or ".join(name for name in variables if os.environ.get(name))
 
 
 def _recorded(spec: str) -> BaseChatModel:
@@ -704,12 +762,13 @@ def _only_model(server: _Server, timeout: float) -> tuple[str, int | None]:
 
     headers = {} if server.auth else {"Authorization": f"Bearer {server.key}"}
     try:
-        answer = httpx.get(
-            f"{server.url}/models",
-            headers=headers,
-            auth=server.auth,
-            timeout=min(timeout, _ASK_TIMEOUT),
-        )
+        with _connecting(server.url):
+            answer = httpx.get(
+                f"{server.url}/models",
+                headers=headers,
+                auth=server.auth,
+                timeout=min(timeout, _ASK_TIMEOUT),
+            )
         if answer.status_code in (401, 403):
             raise AuthenticationError(
                 f"The server {server.url} refuses the key (status {answer.status_code}): set "
@@ -793,12 +852,18 @@ def _clients(server: _Server) -> dict[str, Any]:
     """Returns HTTP clients that know user and password, so that no field of the model does."""
     if server.auth is None:
         return {}
+    import httpx
     import openai
 
-    return {
-        "http_client": openai.DefaultHttpxClient(auth=server.auth),
-        "http_async_client": openai.DefaultAsyncHttpxClient(auth=server.auth),
-    }
+    auth = httpx.BasicAuth(*server.auth)
+    code = base64.b64encode(":".join(server.auth).encode()).decode()
+    # `secrets_of` takes them from here, to keep them out of what is shown.
+    auth.secrets = (*server.auth, code)  # type: ignore[attr-defined]
+    with _connecting(server.url):
+        return {
+            "http_client": openai.DefaultHttpxClient(auth=auth),
+            "http_async_client": openai.DefaultAsyncHttpxClient(auth=auth),
+        }
 
 
 _MAKERS: dict[str, Callable[[_Wanted], ChatModel]] = {

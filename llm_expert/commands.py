@@ -7,6 +7,7 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default=256,
         metavar="N",
         help="the most tokens of an answer (default: 256)",
+    )
+    group.add_argument(
+        "--encoding",
+        default="auto",
+        metavar="NAME",
+        help="how tokens are counted: a tiktoken encoding, or bytes (default: the model's own)",
     )
     group.add_argument(
         "--window", type=cl.positive, metavar="N", help="the model's context window, in tokens"
@@ -133,6 +140,7 @@ def _chat(arguments: argparse.Namespace, prepared: Prepared, seed: int) -> ChatM
         price=None if arguments.price is None else Price(*arguments.price),
         seed=seed,
         prepared=prepared,
+        encoding=arguments.encoding,
         requests_per_second=arguments.requests_per_second,
         replay=arguments.replay,
     )
@@ -239,11 +247,20 @@ def _collect(arguments: argparse.Namespace) -> int:
     )
     places = {name: getattr(arguments, name) for name in ("data", "cache", "progress")}
     given = {name: value for name, value in places.items() if value is not None}
+    if arguments.data is not None and not Path(arguments.data).expanduser().is_dir():
+        raise DataError(f"--data {arguments.data} is not there, expected a folder with the data.")
     if arguments.dry_run:
         return _dry_run(arguments, config, dynamics_of(config.env, {**options, **given}))
-    if arguments.out is None:
+    if not arguments.out:
         raise DataError("No --out came, expected a folder for the run: give --out runs/NAME.")
     dynamics = dynamics_of(config.env, {**options, **given})
+    own = options.get("dataset", _dataset_of(config.env))
+    if dynamics.prepared.dataset.name != own and arguments.llm != "offline":
+        raise DataError(
+            f"There are no data for {config.env}, and {arguments.llm} is not asked about the "
+            "built-in catalogue in its place: name the folder with the data (--data), or play "
+            "IlRecSynthetic-v0."
+        )
     arguments.resume = "The same command goes on where it stopped"
     chat = _chat(arguments, dynamics.prepared, arguments.seed)
     started = time.perf_counter()
@@ -262,11 +279,27 @@ def _collect(arguments: argparse.Namespace) -> int:
     cl.show(_report_table(collected.report))
     cl.show(collected.usage.table(chat.price))
     cl.say(f"{time.perf_counter() - started:.0f} s. Demonstrations: {collected.path}")
-    cl.say(
-        f"Next: ilrec train --dataset {dynamics.prepared.dataset.name} --demonstrations "
-        f"{collected.path}"
-    )
+    cl.say(f"Next: ilrec train {_same_data(arguments, options, dynamics)} \\")
+    cl.say(f"          --demonstrations {collected.path}")
     return 0
+
+
+def _dataset_of(env: str) -> str:
+    """Returns the name of an environment's own dataset."""
+    import gymnasium
+
+    return str(gymnasium.spec(env).kwargs.get("dataset", ""))
+
+
+def _same_data(arguments: argparse.Namespace, options: dict[str, Any], dynamics: Dynamics) -> str:
+    """Returns the arguments that give another command the same dataset."""
+    words = ["--dataset", dynamics.prepared.dataset.name]
+    for flag in ("data", "cache"):
+        if getattr(arguments, flag):
+            words += [f"--{flag}", str(getattr(arguments, flag))]
+    for name, value in dict(options.get("options") or {}).items():
+        words += ["--option", f"{name}={value}"]
+    return shlex.join(words)
 
 
 def _report_table(report: Mapping[str, Any]) -> str:
@@ -290,7 +323,9 @@ def _dry_run(arguments: argparse.Namespace, config: Any, dynamics: Dynamics) -> 
     from llm_expert.estimate import estimate
 
     price = None if arguments.price is None else Price(*arguments.price)
-    facts = model_facts(arguments.llm, window=arguments.window, price=price)
+    facts = model_facts(
+        arguments.llm, window=arguments.window, price=price, encoding=arguments.encoding
+    )
     cl.show(
         estimate(
             config,

@@ -17,7 +17,9 @@ asked again, so this takes milliseconds a step, and the files come out as if it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import inspect
 import json
 import logging
 import time
@@ -46,6 +48,7 @@ from llm_expert.prompting import PromptBook, domain_of
 from llm_expert.starting import StartingMemories, starting_memories
 from recsim_env.artefacts import write_file
 from recsim_env.dynamics import Dynamics
+from recsim_env.env import RecEnv
 from recsim_env.errors import DataError, near_miss
 from recsim_env.planners import draw_users
 from recsim_env.prepare import Prepared, Session
@@ -109,11 +112,17 @@ class CollectConfig:
         """Checks names and ranges."""
         if self.agent not in AGENTS:
             raise DataError(f"There is no agent {self.agent!r}; {near_miss(self.agent, AGENTS)}.")
-        for name in ("episodes", "parallel"):
-            if getattr(self, name) < 1:
+        for name, least in (("episodes", 1), ("parallel", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
                 raise DataError(
-                    f"{name}={getattr(self, name)} came, expected a whole number of 1 or more."
+                    f"{name}={value!r} came, expected a whole number of {least} or more."
                 )
+        if not isinstance(self.settings, AgentSettings):
+            raise DataError(
+                f"settings={self.settings!r} came, expected AgentSettings: make them by "
+                "AgentSettings(...), or everything by CollectConfig.from_dict."
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CollectConfig:
@@ -159,13 +168,28 @@ def dynamics_of(env: str, options: Mapping[str, Any] | None = None) -> Dynamics:
         DataError: The id is not known, or is not one of a recommender environment.
     """
     known = [name for name in gym.registry if name.startswith("IlRec")]
-    if env.split(":")[-1] not in gym.registry:
+    if env not in gym.registry:
         raise DataError(f"There is no environment {env!r}; {near_miss(env, known)}.")
-    made = gym.make(env, disable_env_checker=True, **dict(options or {}))
-    found = getattr(made.unwrapped, "dynamics", None)
-    made.close()
-    if not isinstance(found, Dynamics):
+    if gym.spec(env).entry_point != gym.spec(known[0]).entry_point:
         raise DataError(f"{env!r} is no recommender environment; {near_miss(env, known)}.")
+    arguments = [name for name in inspect.signature(RecEnv).parameters if name != "render_mode"]
+    for name in options or {}:
+        if name not in arguments:
+            raise DataError(
+                f"The environment {env} has no argument {name!r}; {near_miss(name, arguments)}."
+            )
+    try:
+        made = gym.make(env, disable_env_checker=True, **dict(options or {}))
+    except DataError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = str(error).partition(" was raised from the environment creator")[0]
+        raise DataError(
+            f"The environment {env} cannot be made with {dict(options or {})} ({reason}): mend the "
+            "arguments."
+        ) from error
+    found: Dynamics = made.unwrapped.dynamics  # type: ignore[attr-defined]
+    made.close()
     return found
 
 
@@ -378,14 +402,27 @@ def collect(
         config.memories, dynamics.prepared, known, data=data, gamma=config.settings.gamma
     )
     wanted = _definition(config, chat, dynamics, embedder, memories)
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _check_folder(folder, wanted, replay)
-        if not replay:
-            with _writing(folder):
-                write_file(folder / _CONFIG, json.dumps(wanted, indent=1) + "\n")
-        with CallStore(folder / _CALLS) as store:
+    if replay and not (folder / _CALLS).exists():
+        raise DataError(
+            f"{folder} holds no run to replay, expected {_CONFIG} and {_CALLS}: name the folder of "
+            "a recorded run."
+        )
+    if not replay:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if replay else _locked(folder):
+        kept = _sessions_in(folder / _FILE)
+        with CallStore(folder / _CALLS, read_only=replay) as store:
+            if len(store) or kept:
+                _check_run(folder, wanted, replay)
+            if kept and not len(store):
+                raise DataError(
+                    f"{folder} holds {kept} sessions and no record of their calls, so going on "
+                    f"would pay for them again: put {_CALLS} back, or choose another folder."
+                )
+            if not replay:
+                with _writing(folder):
+                    write_file(folder / _CONFIG, json.dumps(wanted, indent=1) + "\n")
             caller = Caller(
                 chat, store, replay=replay, max_in_flight=max_in_flight, attempts=attempts
             )
@@ -395,7 +432,7 @@ def collect(
                     f"memories={config.memories!r} came for {config.agent}, which remembers "
                     "nothing: leave them out, or take reflexion or billp."
                 )
-            run = _Run(config, chat, caller, dynamics, known, folder)
+            run = _Run(config, chat, caller, dynamics, known, folder, kept, replay)
             return run.finish(memories.given_to(agent), progress)
 
 
@@ -410,11 +447,13 @@ class _Run:
         dynamics: Dynamics,
         embedder: Embedder,
         folder: Path,
+        kept: int,
+        replay: bool,
     ) -> None:
         self.config, self.chat, self.caller = config, chat, caller
         self.dynamics, self.embedder, self.folder = dynamics, embedder, folder
         self.finished: list[PlayedSession] = []
-        self.kept = _sessions_in(folder / _FILE)
+        self.kept, self.replay = kept, replay
         self.saved_at = time.monotonic()
 
     def finish(self, agent: Agent, progress: bool) -> Collected:
@@ -446,9 +485,9 @@ class _Run:
             )
         trajectories = self._save()
         report = collect_report(sessions, self.chat, self.caller.usage)
-        with _writing(self.folder):
-            agent.memories.save(self.folder / "memories")
-            write_file(self.folder / _REPORT, json.dumps(report, indent=1) + "\n")
+        text = json.dumps(report, indent=1) + "\n"
+        self._write(lambda folder: agent.memories.save(folder / "memories"))
+        self._write(lambda folder: write_file(folder / _REPORT, text))
         return Collected(trajectories, report, self.folder / _FILE, self.caller.usage)
 
     def _said(self) -> str:
@@ -457,6 +496,21 @@ class _Run:
         cost = usage.total_cost(self.chat.price)
         money = "" if cost is None or cost == 0 else f", ${cost:.2f}"
         return f"{tokens / 1000:,.0f}k tokens{money}"
+
+    def _write(self, write: Callable[[Path], object]) -> None:
+        """Writes something into the folder; a replay does without where it may not."""
+        if not (self.folder / _CONFIG).exists():
+            raise StorageError(
+                f"{self.folder} was removed or moved while the run wrote to it: put it back, and "
+                "the same command goes on where it stopped."
+            )
+        try:
+            with _writing(self.folder):
+                write(self.folder)
+        except StorageError as error:
+            if not self.replay:
+                raise
+            logger.warning("%s", error)
 
     def _save(self) -> list[Trajectory]:
         """Writes the finished sessions, unless the file has more of them already."""
@@ -468,8 +522,7 @@ class _Run:
             embedder=self.embedder,
         )
         if len(found) >= self.kept:
-            with _writing(self.folder):
-                save_trajectories(self.folder / _FILE, found)
+            self._write(lambda folder: save_trajectories(folder / _FILE, found))
             self.kept = len(found)
         self.saved_at = time.monotonic()
         return found
@@ -533,21 +586,14 @@ def _digest_of_prompts() -> str:
     return prompts.hexdigest()[:16]
 
 
-def _check_folder(folder: Path, wanted: Mapping[str, Any], replay: bool) -> None:
-    """Refuses a folder that holds another run."""
+def _check_run(folder: Path, wanted: Mapping[str, Any], replay: bool) -> None:
+    """Refuses a folder in which another run has begun."""
     path = folder / _CONFIG
     if not path.exists():
-        if (folder / _CALLS).exists() or (folder / _FILE).exists():
-            raise DataError(
-                f"{folder} holds a run without its {_CONFIG}, so it cannot be told whether it is "
-                "this one: choose another folder."
-            )
-        if replay:
-            raise DataError(
-                f"{folder} holds no run to replay, expected {_CONFIG} and {_CALLS}: name the "
-                "folder of a recorded run."
-            )
-        return
+        raise DataError(
+            f"{folder} holds a run without its {_CONFIG}, so it cannot be told whether it is this "
+            "one: choose another folder."
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -559,24 +605,33 @@ def _check_folder(folder: Path, wanted: Mapping[str, Any], replay: bool) -> None
             f"{path} holds {type(found).__name__}, expected the settings of a run: choose another "
             "folder."
         )
-    # In a replay a prompt that is cut otherwise is missed, and the message then says where.
-    different = sorted(
-        name
-        for name in wanted
-        if found.get(name) != wanted[name] and not (replay and name == _COUNTED_BY)
-    )
+    # What memories hold counts, not how their folder was named. In a replay a prompt that is cut
+    # otherwise is missed, and the message then says where.
+    ignored = {"memories", _COUNTED_BY} if replay else {"memories"}
+    different = [name for name in wanted if name not in ignored and found.get(name) != wanted[name]]
+    if not different:
+        return
     if different == [_COUNTED_BY]:
         raise DataError(
             f"{folder} holds a run whose tokens were counted by {found.get(_COUNTED_BY)!r}, and "
-            f"now there is only {wanted[_COUNTED_BY]!r}: let tiktoken reach its vocabulary once "
-            "(TIKTOKEN_CACHE_DIR keeps it), or choose another folder."
+            f"now they are by {wanted[_COUNTED_BY]!r}: "
+            "give --encoding bytes to count bytes, or let tiktoken reach its vocabulary "
+            "(TIKTOKEN_CACHE_DIR keeps it)."
         )
-    if different:
-        name = different[0]
-        raise DataError(
-            f"{folder} holds a run with {name}={found.get(name)!r}, but {wanted[name]!r} came: "
-            "give the same arguments to go on with it, or choose another folder."
-        )
+    name = different[0]  # the arguments of the run come first
+    before, now = _what_differs(found.get(name), wanted[name])
+    raise DataError(
+        f"{folder} holds a run with {name}={before!r}, but {now!r} came: give the same arguments "
+        "to go on with it, or choose another folder."
+    )
+
+
+def _what_differs(before: Any, now: Any) -> tuple[Any, Any]:
+    """Returns two values, of mappings only the entries that differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return before, now
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return {n: before.get(n) for n in names}, {n: now.get(n) for n in names}
 
 
 @contextlib.contextmanager
@@ -587,9 +642,12 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DataError):
             raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise StorageError(
-            f"{folder} cannot be written ({str(error.strerror or error).lower()}): free space or "
-            "choose another place; the same command goes on where it stopped."
+            f"{error.filename or folder} cannot be written "
+            f"({str(error.strerror or error).lower()}): "
+            f"{'free space' if full else 'see what is there'}, or choose another folder; the same "
+            "command goes on where it stopped."
         ) from error
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
+import json
 import os
 import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from pydantic import BaseModel, SecretStr
 
@@ -32,10 +34,13 @@ __all__ = ["Failure", "failure_of", "redact", "secrets_of", "wait_before"]
 
 _LONGEST_TEXT = 200
 _SHORTEST_SECRET = 8
+"""Shorter values of the environment are taken for words; shorter keys are matched as whole words."""
+_NO_SECRETS = ("", "none", "null", "empty")
 _SECRET_PATTERNS = (
     re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|key|api)[-_][\w*.\-]{4,}"),
     re.compile(r"\bAIza[\w\-]{10,}"),
     re.compile(r"(?i)(?<=bearer )[^\s\"',]+"),
+    re.compile(r"(?<=[Bb]asic )(?![Aa]uth(?:entication|orization)?\b|realm=)[^\s\"',]+"),
     re.compile(r"(?i)(?<=key=)[^\s&\"']+"),
     re.compile(r"(?<=://)[^\s/@]+(?=@)"),
 )
@@ -44,6 +49,8 @@ _REDACTED = "[redacted]"
 _NEVER_BY_WAITING = ("insufficient_quota", "billing_hard_limit_reached")
 _TOO_LONG = ("context_length_exceeded", "context window", "prompt is too long")
 _TRY_AGAIN_STATUS = (409, 425)
+_NO_CHAT_SERVER_STATUS = (405, 501, 505)
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
 
 @dataclass(frozen=True)
@@ -75,19 +82,46 @@ def failure_of(error: Exception, secrets: Iterable[str] = ()) -> Failure:
         secrets: Texts that may not be shown.
     """
     kind, mend, again = _meaning(error)
+    secrets = tuple(secrets)
+    chain = _chain(error)
     raw = str(error)
     text = redact(raw, secrets)
     shown = " ".join(text.split())[:_LONGEST_TEXT]
     status = _status(error)
     what = f"status {status}" if status else type(error).__name__
+    if kind is ConnectionLostError and len(chain) > 1:
+        reason = " ".join(redact(str(chain[-1]), secrets).split())[:_LONGEST_TEXT]
+        if reason != shown:
+            cause = type(chain[-1]).__name__
+            cause = f"{cause}: {reason}" if reason else cause
+            shown = f"{shown.removesuffix('.')}; {cause}" if shown else cause
     what = f"{what} ({shown})" if shown else what
+    if kind is ConnectionLostError:
+        mend += _proxy_hint()
     return Failure(
         kind,
         f"the answer is no chat completion: {what}" if kind is BadResponseError else what,
         mend,
         again,
         _retry_after(error) if again else None,
-        error if text == raw else None,
+        error if all(redact(str(each), secrets) == str(each) for each in chain) else None,
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Returns an exception and what it came from, the innermost last; without secrets unchecked."""
+    chain = [error]
+    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _proxy_hint() -> str:
+    """Returns what to add for a lost connection where a variable names a proxy, or ""."""
+    names = (name for upper in _PROXIES for name in (upper, upper.lower()))
+    found = next((name for name in names if os.environ.get(name)), None)
+    return (
+        f" (the environment variable {found} names a proxy: see that it is right)" if found else ""
     )
 
 
@@ -122,6 +156,8 @@ def _meaning_of_status(status: int, error: Exception) -> tuple[type[CallError], 
         return RateLimitError, "ask for fewer calls at once or a second, or try later", True
     if status == 408:
         return CallTimeoutError, "see whether the server is overloaded, or allow more time", True
+    if status in _NO_CHAT_SERVER_STATUS:
+        return RequestError, "see that the address is that of a chat server", False
     if status >= 500 or status in _TRY_AGAIN_STATUS:
         return ServerError, "try later", True
     if status == 404:
@@ -196,11 +232,26 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         text: For example what a server said.
         secrets: Texts that may not be shown.
     """
-    for secret in sorted({*secrets, *_of_environment()}, key=len, reverse=True):
-        text = text.replace(secret, _REDACTED)
+    held = {form for secret in (*secrets, *_of_environment()) for form in _forms(secret)} - {""}
+    if held:
+        # In one pass, so that no secret is looked for in what stands for another.
+        ordered = sorted(held, key=lambda form: (-len(form), form))
+        text = re.sub("|".join(map(_pattern, ordered)), _REDACTED, text)
     for pattern in _SECRET_PATTERNS:
         text = pattern.sub(_REDACTED, text)
     return text
+
+
+def _forms(secret: str) -> set[str]:
+    """Returns a secret as it is, and as it is in JSON, in a repr and in a URL."""
+    url = quote(secret, safe="", errors="replace")
+    return {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], url}
+
+
+def _pattern(secret: str) -> str:
+    """Returns the regular expression of a secret; a short one is no part of a longer word."""
+    found = re.escape(secret)
+    return found if len(secret) >= _SHORTEST_SECRET else rf"(?<!\w){found}(?!\w)"
 
 
 def _of_environment() -> list[str]:
@@ -213,8 +264,12 @@ def secrets_of(model: BaseModel) -> tuple[str, ...]:
     """Returns the secrets that a chat model holds, to keep them out of what is shown.
 
     Args:
-        model: A LangChain model: its fields that are `SecretStr`.
+        model: A LangChain model: its fields that are `SecretStr`, and the `secrets` of the `auth`
+            of its HTTP clients.
     """
-    held = (value for value in vars(model).values() if isinstance(value, SecretStr))
-    found = (value.get_secret_value() for value in held)
-    return tuple(value for value in found if len(value) >= _SHORTEST_SECRET)
+    found: list[str] = []
+    for value in vars(model).values():
+        if isinstance(value, SecretStr):
+            found.append(value.get_secret_value())
+        found += getattr(getattr(value, "auth", None), "secrets", ())
+    return tuple(dict.fromkeys(x for x in found if x.lower() not in _NO_SECRETS))

@@ -361,9 +361,10 @@ def _check_embedder(
     given = embed_texts(embedder, [key])
     if given.shape != stored.shape or not np.allclose(given, stored, atol=0.05):
         raise ArtefactError(
-            f"The embedder gives vectors of size {given.shape[1]} that differ from those of size "
-            f"{stored.shape[1]} in {folder}: load the memory with the embedder that it was made "
-            "with, or start with an empty one."
+            f"The memory in {folder} was made with another embedder or on another catalogue (this "
+            f"one gives other vectors: of size {given.shape[1]}, stored are {stored.shape[1]}): "
+            "load it with the embedder and the dataset that it was made with, or start with an "
+            "empty one."
         )
 
 

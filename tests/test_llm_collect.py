@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import random
@@ -26,7 +27,13 @@ import pytest
 from llm_expert.agents import CachedEmbedder
 from llm_expert.chat_models import ChatModel, make_chat_model
 from llm_expert.demonstrations import CollectConfig, Collected, collect, dynamics_of
-from llm_expert.errors import CallError, ConnectionLostError, ReplayMissError, StorageError
+from llm_expert.errors import (
+    CallError,
+    ConnectionLostError,
+    PromptTooLongError,
+    ReplayMissError,
+    StorageError,
+)
 from llm_expert.interrupts import Stopped
 from llm_expert.offline import Knowledge, OfflineChatModel
 from llm_expert.testing import ChatServer
@@ -160,7 +167,7 @@ def test_another_run_is_refused(offline: ChatModel, dynamics: Dynamics, tmp_path
     run(offline, tmp_path / "run", dynamics, config(episodes=2))
     with pytest.raises(DataError, match="holds a run with episodes=2, but 3 came"):
         run(offline, tmp_path / "run", dynamics, config(episodes=3))
-    with pytest.raises(DataError, match="holds a run with seed=0, but 1 came"):
+    with pytest.raises(DataError, match="holds a run with seed=0, but 1 came: give the same"):
         run(offline, tmp_path / "run", dynamics, config(episodes=2, seed=1))
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(DataError, match=r"without its config\.json"):
@@ -251,6 +258,61 @@ def test_what_lies_in_the_folder_may_be_broken(
             run(offline, tmp_path / "run", dynamics, settings)
     with pytest.raises(DataError, match="holds no run to replay"):
         run(offline, tmp_path / "none", dynamics, settings, replay=True)
+
+
+def test_sessions_without_their_record_are_not_paid_for_again(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    run(offline, tmp_path / "run", dynamics, config(episodes=2))
+    before = contents(tmp_path / "run")
+    (tmp_path / "run" / "calls.sqlite").unlink()
+    with pytest.raises(DataError, match="holds 2 sessions and no record"):
+        run(offline, tmp_path / "run", dynamics, config(episodes=2))
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_start_that_failed_before_the_first_answer_binds_nothing(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    with pytest.raises(PromptTooLongError):
+        run(replace(offline, window=400), tmp_path / "run", dynamics, config(episodes=2))
+    assert len(run(offline, tmp_path / "run", dynamics, config(episodes=2)).trajectories) == 2
+
+
+def test_a_folder_that_vanishes_is_said(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    def move() -> None:
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+    moving = interrupting(offline, dynamics, 20, move)
+    with pytest.raises(StorageError, match="removed or moved"):
+        run(moving, tmp_path / "run", dynamics)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_replay_writes_only_where_it_may(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(offline, tmp_path / "run", dynamics, config(episodes=2))
+
+    def read_only(*_: Any) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("recsim_env.trajectories.write_file", read_only)
+    monkeypatch.setattr("llm_expert.demonstrations.write_file", read_only)
+    again = run(offline, tmp_path / "run", dynamics, config(episodes=2), replay=True)
+    assert again.trajectories == whole.trajectories
+    assert again.report == whole.report
+
+
+def test_how_memories_are_named_does_not_matter(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(offline, tmp_path / "first", dynamics, config(episodes=2))
+    for name in ("first/memories", "./first/memories", str(tmp_path / "first" / "memories")):
+        run(offline, tmp_path / "run", dynamics, config(episodes=2, memories=name))
 
 
 def test_from_within_a_notebook(offline: ChatModel, dynamics: Dynamics, tmp_path: Path) -> None:
@@ -498,6 +560,9 @@ def test_environments_by_name(cache: Path) -> None:
     [
         ({"agent": "bilp"}, "did you mean 'billp'"),
         ({"episodes": 0}, "episodes=0"),
+        ({"episodes": "3"}, "episodes='3'"),
+        ({"seed": -1}, "seed=-1"),
+        ({"settings": [1]}, "expected AgentSettings"),
         ({"parallel": 0}, "parallel=0"),
         ({"episode": 3}, "episode"),
         ({"settings": {"gama": 1}}, "gama"),

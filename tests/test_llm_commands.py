@@ -46,7 +46,8 @@ def test_collect_then_again_then_train(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert "| sessions | 6 |" in out
     assert "| all |" in out
-    assert "Next: ilrec train --dataset synthetic --demonstrations" in out
+    options = "--option n_users=60 --option n_items=40 --option seed=3"
+    assert f"Next: ilrec train --dataset synthetic {options}" in out
     path = Path("run/demonstrations.parquet")
     before = path.read_bytes()
     assert main(command) == 0
@@ -118,6 +119,13 @@ def test_a_dry_run_counts_as_the_model_would(prepared: Prepared) -> None:
         (["--out", "x", "--memories", "nowhere"], "holds no memories"),
         (["--out", "x", "--memories", "recorded"], "no recordings of 'synthetic'"),
         (["--out", "x", "--embedder", "bert"], "expected huggingface:PATH"),
+        (["--out", "x", "--env-option", "nope=1"], "has no argument 'nope'"),
+        (["--out", "x", "--env-option", "limits=1"], "did you mean 'limit'"),
+        (["--out", "x", "--env-option", "window=abc"], "cannot be made with"),
+        (["--out", "x", "--env", "CartPole-v1"], "no recommender environment"),
+        (["--out", "x", "--env", "nothing:IlRecSteam-v0"], "There is no environment"),
+        (["--out", "x", "--data", "nowhere"], "--data nowhere is not there"),
+        (["--out", ""], "No --out came"),
     ],
 )
 def test_bad_input_gets_one_sentence(
@@ -156,6 +164,16 @@ def test_keys_are_written_nowhere(
             assert SECRET.encode() not in file.read_bytes(), file
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     assert settings["model"].startswith("http://127.0.0.1")
+
+
+def test_no_paid_model_plays_the_stand_in_for_missing_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("ILREC_DATA", str(tmp_path))
+    command = ["collect", "--env", "IlRecCoat-v0", "--out", "x", "--no-progress"]
+    error = refused([*command, "--llm", "openai:gpt-4o-mini"], capsys)
+    assert "There are no data for IlRecCoat-v0" in error
 
 
 @pytest.mark.realdata
