@@ -300,7 +300,7 @@ def _check(
     window: int | None,
     requests_per_second: float | None,
 ) -> None:
-    checks = (
+    checks: tuple[tuple[str, Any, str, float, float, bool], ...] = (
         ("temperature", temperature, "from 0 to 2", 0, 2, True),
         ("max_tokens", max_tokens, "at least 1", 1, math.inf, False),
         ("timeout", timeout, "seconds, more than 0", 1e-9, math.inf, False),
@@ -311,7 +311,7 @@ def _check(
         if value is None and name not in ("max_tokens", "timeout"):
             continue
         whole = name in ("max_tokens", "window")
-        if not _is_number(value) or (whole and not isinstance(value, Integral)):
+        if value is None or not _is_number(value) or (whole and not isinstance(value, Integral)):
             raise ModelSpecError(
                 f"make_chat_model got {name}={value!r}, expected {'a whole' if whole else 'a'} "
                 f"number, {expected}."
@@ -852,18 +852,18 @@ def _clients(server: _Server) -> dict[str, Any]:
     """Returns HTTP clients that know user and password, so that no field of the model does."""
     if server.auth is None:
         return {}
-    import httpx
     import openai
 
-    auth = httpx.BasicAuth(*server.auth)
-    code = base64.b64encode(":".join(server.auth).encode()).decode()
-    # `secrets_of` takes them from here, to keep them out of what is shown.
-    auth.secrets = (*server.auth, code)  # type: ignore[attr-defined]
     with _connecting(server.url):
-        return {
-            "http_client": openai.DefaultHttpxClient(auth=auth),
-            "http_async_client": openai.DefaultAsyncHttpxClient(auth=auth),
+        clients: dict[str, Any] = {
+            "http_client": openai.DefaultHttpxClient(auth=server.auth),
+            "http_async_client": openai.DefaultAsyncHttpxClient(auth=server.auth),
         }
+    code = base64.b64encode(":".join(server.auth).encode()).decode()
+    for client in clients.values():
+        # `secrets_of` takes them from here, to keep them out of what is shown.
+        client.auth.secrets = (*server.auth, code)
+    return clients
 
 
 _MAKERS: dict[str, Callable[[_Wanted], ChatModel]] = {

@@ -34,7 +34,7 @@ __all__ = ["Failure", "failure_of", "redact", "secrets_of", "wait_before"]
 
 _LONGEST_TEXT = 200
 _SHORTEST_SECRET = 8
-"""Shorter values of the environment are taken for words; shorter keys are matched as whole words."""
+"""Shorter values of the environment are words; shorter keys are looked for as whole words."""
 _NO_SECRETS = ("", "none", "null", "empty")
 _SECRET_PATTERNS = (
     re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|key|api)[-_][\w*.\-]{4,}"),

@@ -446,12 +446,12 @@ class Longer(Numbers):
         return np.pad(super().embed(texts), ((0, 0), (0, 1)))
 
 
-@pytest.mark.parametrize(("embedder", "size"), [(Reversed(), 2), (Longer(), 3)])
-def test_another_embedder_is_told(tmp_path: Path, embedder: Numbers, size: int) -> None:
+@pytest.mark.parametrize("embedder", [Reversed(), Longer()])
+def test_another_embedder_is_told(tmp_path: Path, embedder: Numbers) -> None:
     memory = VectorMemory(Numbers())
     memory.add(["1 0"], [{}])
     memory.save(tmp_path / "memory")
-    with pytest.raises(ArtefactError, match=f"gives vectors of size {size} that differ .* size 2"):
+    with pytest.raises(ArtefactError, match="made with another embedder or on another catalogue"):
         VectorMemory.load(tmp_path / "memory", embedder)
 
 
