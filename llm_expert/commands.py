@@ -278,6 +278,8 @@ def _collect(arguments: argparse.Namespace) -> int:
     )
     cl.show(_report_table(collected.report))
     cl.show(collected.usage.table(chat.price))
+    if chat.spec.startswith("offline"):
+        cl.say("The stand-in counts bytes for tokens, about four times as many.")
     cl.say(f"{time.perf_counter() - started:.0f} s. Demonstrations: {collected.path}")
     cl.say(f"Next: ilrec train {_same_data(arguments, options, dynamics)} \\")
     cl.say(f"          --demonstrations {collected.path}")

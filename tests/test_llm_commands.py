@@ -46,6 +46,7 @@ def test_collect_then_again_then_train(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert "| sessions | 6 |" in out
     assert "| all |" in out
+    assert "counts bytes for tokens" in out
     options = "--option n_users=60 --option n_items=40 --option seed=3"
     assert f"Next: ilrec train --dataset synthetic {options}" in out
     path = Path("run/demonstrations.parquet")
