@@ -64,7 +64,7 @@ class Scripted(BaseChatModel):
         return "scripted"
 
     def _generate(self, messages: Any, *_: Any, **__: Any) -> ChatResult:
-        raise NotImplementedError
+        raise AssertionError("asked outside the event loop")
 
     async def _agenerate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
         text = str(messages[-1].content)
