@@ -30,7 +30,8 @@ def stopping_on_interrupt(caller: Caller) -> Iterator[None]:
     """Takes a first Ctrl-C for a wish to stop and the second one for an order.
 
     After the first one no call is started or tried again; those on their way come to their end and
-    are recorded. Outside the main thread, where no signal arrives, nothing changes.
+    are recorded. Outside the main thread, where no signal arrives, nothing changes, nor where
+    Ctrl-C is ignored, as in a shell's background.
 
     Args:
         caller: Who makes the calls.
@@ -38,7 +39,8 @@ def stopping_on_interrupt(caller: Caller) -> Iterator[None]:
     Raises:
         Stopped: The user asked to stop.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
     asked = False

@@ -359,6 +359,15 @@ def interrupting(
     return replace(offline, model=Interrupting(knowledge=knowledge, left=n, act=act, **fields))
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C as in a terminal; in a shell's background it is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_lets_the_answers_come_and_the_next_start_goes_on(
     offline: ChatModel, dynamics: Dynamics, tmp_path: Path
 ) -> None:
@@ -372,6 +381,7 @@ def test_ctrl_c_lets_the_answers_come_and_the_next_start_goes_on(
     assert 0 < rest.usage.calls <= whole.usage.calls - 40
 
 
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_starts_no_call_that_was_waiting(
     dynamics: Dynamics, offline: ChatModel, tmp_path: Path
 ) -> None:
@@ -382,6 +392,18 @@ def test_ctrl_c_starts_no_call_that_was_waiting(
     model: Any = stopping.model
     assert -2 <= model.left <= 0, "calls were made after the user had asked to stop"
     assert sum(recorded(tmp_path / "run").values()) == 10 - model.left
+
+
+def test_ctrl_c_stays_ignored_where_it_is(
+    offline: ChatModel, dynamics: Dynamics, tmp_path: Path
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        going_on = interrupting(offline, dynamics, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert len(run(going_on, tmp_path / "run", dynamics).trajectories) == 8
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_full_disk_is_said_and_the_next_start_goes_on(
