@@ -65,7 +65,7 @@ _NEEDS = {  # package that must be there, and how to get it
 }
 _KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 _PROXIES = ("ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _OFFLINE_OPTIONS = {"invent": "invent", "break": "break_format", "seed": "seed"}
 
 _log = logging.getLogger(__name__)
@@ -369,7 +369,8 @@ def _require(kind: str, spec: str) -> None:
     """Raises unless the package of a kind can be imported."""
     package, install = _NEEDS[kind]
     try:
-        importlib.import_module(package)
+        with _connecting(spec):  # a package may make its clients when it is imported
+            importlib.import_module(package)
     except ImportError as error:
         raise ModelSpecError(
             f"The LLM {spec} needs the package {package}, which cannot be imported: {install}"
@@ -477,7 +478,11 @@ def _make(provider: str, wanted: _Wanted, spec: str, **arguments: Any) -> BaseCh
             given = {key: value for key, value in arguments.items() if value is not None}
             ollama: BaseChatModel = _seeded_ollama()(model=wanted.name, **given, **wanted.common)
             return ollama
-        return _init(provider, wanted.name, **arguments, **wanted.common)
+        model = _init(provider, wanted.name, **arguments, **wanted.common)
+        # They would be made with the first call.
+        for client in ("_client", "_async_client") if provider == "anthropic" else ():
+            getattr(model, client)
+        return model
 
 
 @contextlib.contextmanager
@@ -492,6 +497,13 @@ def _connecting(spec: str) -> Iterator[None]:
             f"The LLM {spec} is to be reached through a SOCKS proxy ({_set_of(_PROXIES)}), and the "
             "package socksio is not there: pip install 'httpx[socks]', or unset the proxy."
         ) from None
+    except ValueError as error:
+        if "proxy" not in str(error).lower() or not _set_of(_PROXIES):
+            raise
+        raise ModelSpecError(
+            f"A proxy of the environment ({_set_of(_PROXIES)}) cannot be used, expected "
+            "http(s)://HOST:PORT or socks5://HOST:PORT: correct or unset it."
+        ) from None  # its message may quote a password
     except OSError as error:
         names = _set_of(_CERTIFICATES)
         if not names:
@@ -776,6 +788,8 @@ def _only_model(server: _Server, timeout: float) -> tuple[str, int | None]:
             )
         answer.raise_for_status()
         models = {str(row["id"]): row.get("max_model_len") for row in answer.json()["data"]}
+    except ModelSpecError:
+        raise
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise ModelSpecError(
             f"The server {server.url} does not say which models it has ({type(error).__name__}): "

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -41,7 +43,7 @@ from llm_expert.errors import (
     StopAsked,
     StorageError,
 )
-from llm_expert.failures import failure_of, redact, wait_before
+from llm_expert.failures import failure_of, redact, secrets_of, wait_before
 from llm_expert.testing import ChatServer
 from llm_expert.tokens import make_counter
 from recsim_env.errors import DataError
@@ -63,8 +65,8 @@ class Scripted(BaseChatModel):
     def _llm_type(self) -> str:
         return "scripted"
 
-    def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        raise AssertionError("asked outside the event loop")
+    def _generate(self, messages: Any, *_: Any, **__: Any) -> ChatResult:
+        raise NotImplementedError
 
     async def _agenerate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
         text = str(messages[-1].content)
@@ -289,6 +291,60 @@ def test_damaged_record(tmp_path: Path) -> None:
         store.get("7")
 
 
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_record_that_is_removed_or_moved_stops_the_run(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "calls.sqlite"
+    with CallStore(path) as store:
+        store.put(row(key="first"))
+        if how == "removed":
+            path.unlink()
+        elif how == "moved":
+            path.rename(tmp_path / "elsewhere")
+        else:
+            (tmp_path / "other").write_text("")
+            (tmp_path / "other").replace(path)
+        with pytest.raises(StorageError, match="was removed or moved while the run wrote to it"):
+            store.put(row(key="second"))
+        with pytest.raises(StorageError, match="was removed or moved"):
+            store.spend("third", Spent(1, 2, 3))
+
+
+def test_a_relative_path_outlives_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with CallStore("calls.sqlite") as store:
+        monkeypatch.chdir(tmp_path / "else")
+        store.put(row())
+        assert len(store) == 1
+
+
+LIMITED = """
+import resource, sys
+from test_llm_calls import CallStore, StorageError, row
+with CallStore(sys.argv[1]) as store:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    try:
+        for number in range(1000):
+            store.put(row(key=str(number), text="x" * 2000))
+    except StorageError as error:
+        sys.exit(str(error))
+"""
+
+
+def test_the_limit_of_a_files_size_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "calls.sqlite")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "file size limit of this process" in done.stderr
+
+
 def test_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "calls.sqlite"
     CallStore(path).close()
@@ -435,6 +491,7 @@ class Refused(Exception):
         (Refused(401), AuthenticationError, False),
         (Refused(403), AuthenticationError, False),
         (Refused(404), RequestError, False),
+        (Refused(405), RequestError, False),
         (Refused(408), CallTimeoutError, True),
         (Refused(409), ServerError, True),
         (Refused(422), RequestError, False),
@@ -442,7 +499,9 @@ class Refused(Exception):
         (Refused(429, "insufficient_quota"), RateLimitError, False),
         (Refused(400, "context_length_exceeded"), PromptTooLongError, False),
         (Refused(500), ServerError, True),
+        (Refused(501), RequestError, False),
         (Refused(503), ServerError, True),
+        (Refused(505), RequestError, False),
         (Refused(529), ServerError, True),
         (TimeoutError(), CallTimeoutError, True),
         (httpx.ReadTimeout("slow"), CallTimeoutError, True),
@@ -509,6 +568,40 @@ def test_redaction(monkeypatch: pytest.MonkeyPatch) -> None:
     for secret in ("sk-proj", "wxyz", "plain-looking", "abc.def", "AIza", "pass", "hidden-one"):
         assert secret not in text
     assert text.startswith("Incorrect API key: [redacted], [redacted], Bearer [redacted], http://")
+
+
+def test_short_secrets_are_redacted_as_words_and_placeholders_are_none() -> None:
+    held = secrets_of(scripted(key=SecretStr("short7")))
+    assert held == ("short7",)
+    assert secrets_of(scripted(key=SecretStr("none"))) == ()
+    said = redact("Incorrect API key provided: short7. See shortly, short78", held)
+    assert said == "Incorrect API key provided: [redacted]. See shortly, short78"
+    assert redact("a redacted ed, a", ["ed", "a"]) == "[redacted] redacted [redacted], [redacted]"
+
+
+def test_secrets_are_redacted_as_json_repr_and_url_have_them() -> None:
+    secret = 'quoted"and\\back é'
+    forms = (json.dumps(secret), repr(secret), quote(secret), secret)
+    assert redact(" ".join(forms), [secret]).count("[redacted]") == 4
+    assert "bWU6eW91" not in redact("Authorization: Basic bWU6eW91")
+    assert redact("Basic auth is wanted") == "Basic auth is wanted"
+
+
+def test_a_lost_connection_says_why_and_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    error = httpx.ConnectError("Connection error.")
+    error.__cause__ = OSError("no route for hidden-one to it")
+    failure = failure_of(error, ["hidden-one"])
+    assert failure.what == (
+        "ConnectError (Connection error; OSError: no route for [redacted] to it)"
+    )
+    assert failure.cause is None
+    assert "proxy" not in failure.mend
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert "https_proxy names a proxy" in failure_of(error).mend
+    assert failure_of(error).cause is error
 
 
 # --- the caller -----------------------------------------------------------------------------------

@@ -186,6 +186,12 @@ def test_errors_do_not_repeat_passwords(spec: str) -> None:
         ({"window": 0}, "window=0"),
         ({"requests_per_second": 0}, "requests_per_second=0"),
         ({"window": 256}, "window of 256 tokens"),
+        ({"temperature": "hot"}, "temperature='hot', expected a number"),
+        ({"temperature": True}, "temperature=True"),
+        ({"max_tokens": 1.5}, "max_tokens=1.5, expected a whole number"),
+        ({"max_tokens": None}, "max_tokens=None"),
+        ({"timeout": None}, "timeout=None"),
+        ({"price": (1, 2)}, "price=(1, 2), expected USD per million tokens"),
     ],
 )
 def test_settings_out_of_range_are_said(wrong: dict[str, Any], said: str) -> None:
@@ -197,6 +203,15 @@ def test_settings_out_of_range_are_said(wrong: dict[str, Any], said: str) -> Non
 def test_a_price_is_not_negative() -> None:
     with pytest.raises(ModelSpecError, match="at least 0"):
         Price(-1, 0)
+    with pytest.raises(ModelSpecError, match="give two numbers"):
+        Price("1", 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", [None, 5, b"offline"])
+def test_a_spec_is_a_text(spec: Any) -> None:
+    with pytest.raises(ModelSpecError, match="expected a text") as caught:
+        make_chat_model(spec)
+    assert type(spec).__name__ in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -557,6 +572,53 @@ def test_user_and_password_go_to_the_server_alone(
     assert {headers["Authorization"] for _, headers, _ in server.asked} == {f"Basic {code}"}
     assert PASSWORD not in told(chat) + repr(chat.model) + caplog.text
     assert code not in told(chat) + repr(chat.model) + caplog.text
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "http://127.0.0.1:9/v1",
+        "http://127.0.0.1:9/v1#m",
+        "http://me:you@127.0.0.1:9/v1#m",
+        "anthropic:claude-sonnet-4-5",
+    ],
+)
+def test_what_an_http_client_cannot_do_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: str
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    # Anthropic's package keeps clients by their timeout, and this one is of no other test.
+    for each in chat_models._PROXIES:
+        monkeypatch.delenv(each, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "socksio", None)
+        patch.setenv("ALL_PROXY", f"socks5://me:{PASSWORD}@127.0.0.1:9")
+        with pytest.raises(ModelSpecError, match=r"ALL_PROXY.*pip install 'httpx\[socks\]'"):
+            make_chat_model(spec, timeout=7.25)
+    with monkeypatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+        with pytest.raises(ModelSpecError, match=r"SSL_CERT_FILE.* cannot be read"):
+            make_chat_model(spec, timeout=7.25)
+    with monkeypatch.context() as patch:
+        patch.setenv("ALL_PROXY", f"ftp://me:{PASSWORD}@127.0.0.1:9")
+        with pytest.raises(ModelSpecError, match=r"\(ALL_PROXY\) cannot be used") as caught:
+            make_chat_model(spec, timeout=7.25)
+        assert PASSWORD not in str(caught.value)
+
+
+def test_a_server_that_repeats_user_and_password_is_not_quoted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = make_chat_model(f"http://someone:{PASSWORD}@{server.place}#m")
+    code = base64.b64encode(f"someone:{PASSWORD}".encode()).decode()
+    server.status = 401
+    said = {"error": {"message": f"no someone with {PASSWORD} (Basic {code}, {code})"}}
+    monkeypatch.setitem(ANSWERS, "/v1/chat/completions", said)
+    with pytest.raises(AuthenticationError, match=r"no \[redacted\] with \[redacted\]") as caught:
+        asyncio.run(Caller(chat)(PROMPT, tag=Tag("actor")))
+    for secret in ("someone", PASSWORD, code):
+        assert secret not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 def test_a_server_without_a_name_is_asked_for_its_only_model(server: Server) -> None:
