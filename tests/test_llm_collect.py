@@ -507,13 +507,21 @@ def test_wrong_answers_are_asked_again_and_sessions_complete(
 def test_a_dead_server_stops_the_run_and_the_next_start_goes_on(
     server: ChatServer, dynamics: Dynamics, tmp_path: Path
 ) -> None:
-    chat = make_chat_model(f"{server.url}#test-model", encoding=None, window=8192, timeout=1.0)
+    chat = make_chat_model(f"{server.url}#test-model", encoding=None, window=8192, timeout=30.0)
     run(chat, tmp_path / "whole", dynamics)
-    server.completed.clear()
     server.delay = 0.01
-    threading.Timer(0.3, server.down).start()
+    last = server.requests + 30
+
+    def die() -> None:
+        while server.requests < last:
+            time.sleep(0.001)
+        server.down()
+
+    death = threading.Thread(target=die, daemon=True)
+    death.start()
     with pytest.raises(ConnectionLostError, match="goes on where it stopped"):
         run(chat, tmp_path / "run", dynamics, attempts=1)
+    death.join()
     server.delay = 0.0
     server.up()
     run(chat, tmp_path / "run", dynamics)
