@@ -65,8 +65,8 @@ class Scripted(BaseChatModel):
     def _llm_type(self) -> str:
         return "scripted"
 
-    def _generate(self, messages: Any, *_: Any, **__: Any) -> ChatResult:
-        raise NotImplementedError
+    def _generate(self, *_: Any, **__: Any) -> ChatResult:
+        raise AssertionError("asked outside the event loop")
 
     async def _agenerate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
         text = str(messages[-1].content)
