@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +23,15 @@ from recsim_env.prepare import Prepared, Session, user_vector_for
 from recsim_env.termination import CategoryDiversity, Rule, RuleContext
 from recsim_env.trajectories import Trajectory
 
-__all__ = ["Dynamics", "ItemContext", "ObservationLayout", "Split", "State", "StepResult"]
+__all__ = [
+    "Dynamics",
+    "ItemContext",
+    "ObservationLayout",
+    "RewardModel",
+    "Split",
+    "State",
+    "StepResult",
+]
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -39,6 +51,8 @@ class ObservationLayout:
         user: Slice of the user vector (coordinates in ``ItemContext.user_basis``).
         categories: Slice of the category counts in the rule's window, divided by ``count_scale``.
         step: Slice (one number) of the items shown so far over the limit.
+        recent: Slice of the last items shown, the newest first, as ``(index + 1) / n_items``, and 0
+            where there is none; empty unless a rule compares an item with the last ones.
         count_scale: What the counts were divided by.
         limit: The length limit, in items.
     """
@@ -47,22 +61,30 @@ class ObservationLayout:
     user: slice
     categories: slice
     step: slice
+    recent: slice
     count_scale: float
     limit: int
 
     @property
     def size(self) -> int:
         """Length of the flat observation."""
-        return int(self.step.stop)
+        return int(self.recent.stop)
+
+    @property
+    def n_recent(self) -> int:
+        """How many of the last items are told."""
+        return int(self.recent.stop - self.recent.start)
 
     def parts(self) -> dict[str, slice]:
-        """Returns the slices by name, in order."""
-        return {
+        """Returns the slices by name, in order; those that are empty are left out."""
+        parts = {
             "tracker": self.tracker,
             "user": self.user,
             "categories": self.categories,
             "step": self.step,
+            "recent": self.recent,
         }
+        return {name: part for name, part in parts.items() if part.stop > part.start}
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,7 @@ class StepResult:
     """Outcome of one step of n sessions.
 
     Attributes:
-        rewards: (n,) float32 in [1, 5].
+        rewards: (n,) float32 in [1, 5], or what the reward model says.
         terminated: (n,) a rule ended the session.
         truncated: (n,) the length limit cut the session (and no rule ended it).
         ended_by: (n,) 0 while it goes on, k for rule number k (from 1), one more than the rules for
@@ -139,6 +161,20 @@ class StepResult:
     terminated: BoolArray
     truncated: BoolArray
     ended_by: NDArray[np.int8]
+
+
+class RewardModel(Protocol):
+    """What a learner is told that it earned, in place of the reward itself.
+
+    Model-based methods make their own: the world model's mean less its uncertainty, say.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short name with all settings that matter: it is part of `Dynamics.fingerprint`."""
+
+    def __call__(self, dynamics: Dynamics, state: State, items: IntArray) -> FloatArray:
+        """Returns (n,) float32 for showing ``items``; called before the state moves on."""
 
 
 class Dynamics:
@@ -153,13 +189,27 @@ class Dynamics:
         split: Whose rewards: ``"train"`` or ``"test"``.
         rules: Session-end rules, asked in order.
         limit: Length limit in items; reaching it truncates.
+        table: (n_users, n_items) rewards in [1, 5] in place of the world model's, such as a
+            complete rating matrix; sessions that start from a given history keep the world model's.
+        reward_model: What a step says was earned, in place of the reward. Rules and planners go by
+            the reward all the same.
+        repeats: Whether the masks leave items that were shown in the session; then `Repeat` has no
+            place among the rules.
 
     Raises:
-        DataError: For a split or a limit that is not known.
+        DataError: For a split, a limit or a table that does not fit.
     """
 
     def __init__(
-        self, prepared: Prepared, *, split: Split, rules: Sequence[Rule], limit: int = 100
+        self,
+        prepared: Prepared,
+        *,
+        split: Split,
+        rules: Sequence[Rule],
+        limit: int = 100,
+        table: FloatArray | None = None,
+        reward_model: RewardModel | None = None,
+        repeats: bool = False,
     ) -> None:
         if split not in ("train", "test"):
             raise DataError(f"split={split!r} is not known; use 'train' or 'test'.")
@@ -169,6 +219,8 @@ class Dynamics:
         self.split: Split = split
         self.rules = tuple(rules)
         self.limit = limit
+        self.reward_model = reward_model
+        self.repeats = repeats
         self.ending_names = np.array(["", *(rule.name for rule in self.rules), "limit"], object)
         catalogue = prepared.dataset.catalogue
         self.n_items = prepared.dataset.n_items
@@ -181,18 +233,21 @@ class Dynamics:
         category_rules = [rule for rule in self.rules if isinstance(rule, CategoryDiversity)]
         self.window = category_rules[0].window if category_rules else limit
         scale = float(category_rules[0].max_repeats) if category_rules else 4.0
+        self.n_recent = max((int(getattr(rule, "recent", 0)) for rule in self.rules), default=0)
         widths = (
             prepared.tracker.dim,
             prepared.user_basis.shape[1],
             self.categories.shape[1],
             1,
+            self.n_recent,
         )
-        tracker, user, counts, step = (
+        tracker, user, counts, step, recent = (
             slice(end - width, end)
             for width, end in zip(widths, itertools.accumulate(widths), strict=True)
         )
-        self.layout = ObservationLayout(tracker, user, counts, step, scale, limit)
-        self._table = prepared.rows(split)
+        self.layout = ObservationLayout(tracker, user, counts, step, recent, scale, limit)
+        self.has_own_table = table is not None
+        self._table = self._checked_table(table) if table is not None else prepared.rows(split)
         self._histories = prepared.histories()
         self._start = prepared.tracker.initial(self._histories)
         self._all_rows = np.arange(0)
@@ -208,6 +263,28 @@ class Dynamics:
             user_offset=self.prepared.user_offset,
             user_scale=self.prepared.user_vectors.std(axis=0),
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash (sha256 hex) of all that decides what happens to whom: data, rewards and rules."""
+        table = self._table if self.has_own_table else None
+        parts = {
+            "prepared": self.prepared.fingerprint,
+            "split": self.split,
+            "rules": [_describe(rule) for rule in self.rules],
+            "limit": self.limit,
+            "table": None if table is None else hashlib.sha256(table.tobytes()).hexdigest(),
+            "repeats": self.repeats,
+            "reward_model": None if self.reward_model is None else self.reward_model.name,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def with_reward_model(self, reward_model: RewardModel | None) -> Dynamics:
+        """Returns the same dynamics with another reward model; tables and tracker are shared."""
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.reward_model = reward_model
+        return other
 
     def draw_users(self, generator: np.random.Generator) -> IntArray:
         """Returns the next block of users of one session slot, uniform over the known users."""
@@ -337,7 +414,8 @@ class Dynamics:
             old = (leaving >= 0).nonzero()[0]
             if len(old):
                 state.counts[old] -= self.categories[state.shown[old, leaving[old]]]
-        state.mask[rows, items] = False
+        if not self.repeats:
+            state.mask[rows, items] = False
         state.steps += 1
         state.tracker = self.prepared.tracker.advance(state.tracker, items)
 
@@ -351,6 +429,8 @@ class Dynamics:
         """
         rewards = self.reward(state, items)
         ended = self.terminal(state, items, rewards)
+        if self.reward_model is not None:
+            rewards = self.reward_model(self, state, items)
         self.transition(state, items)
         terminated = ended > 0
         over = state.steps >= self.limit
@@ -372,7 +452,16 @@ class Dynamics:
             out=observation[:, layout.categories],
         )
         observation[:, layout.step] = (state.steps / np.float32(self.limit))[:, None]
+        if self.n_recent:
+            newest = self.recent_items(state, self.n_recent)
+            observation[:, layout.recent] = (newest + 1) / np.float32(self.n_items)
         return observation
+
+    def recent_items(self, state: State, n_recent: int) -> IntArray:
+        """Returns (n, n_recent) the last items shown, the newest first, -1 where there is none."""
+        position = state.steps[:, None] - np.arange(1, n_recent + 1)[None, :]
+        shown = state.shown[self._rows(len(state.steps))[:, None], np.maximum(position, 0)]
+        return np.where(position >= 0, shown, -1)
 
     def replay(
         self,
@@ -501,6 +590,16 @@ class Dynamics:
         state.counts[rows] = 0.0
         state.mask[rows] = True
 
+    def _checked_table(self, table: FloatArray) -> FloatArray:
+        array = np.ascontiguousarray(table, np.float32)
+        shape = (self.prepared.dataset.n_users, self.prepared.dataset.n_items)
+        if array.shape != shape or not np.isfinite(array).all():
+            raise DataError(
+                f"A reward table of shape {array.shape} came, expected finite numbers of shape "
+                f"{shape}: one row per user and one column per item of the dataset."
+            )
+        return array
+
     def _rows(self, n: int) -> IntArray:
         if len(self._all_rows) != n:
             self._all_rows = np.arange(n)
@@ -538,3 +637,14 @@ class Dynamics:
                 f"{self.n_users - 1}, and -1 for an unknown user; give one of these."
             )
         return array.astype(np.int64)
+
+
+def _describe(rule: Rule) -> list[str]:
+    """Returns the kind of a rule and its plain settings; arrays count by their hash."""
+    kind = f"{type(rule).__module__}.{type(rule).__qualname__}"
+    values = [kind, rule.name]
+    for name, value in sorted(getattr(rule, "__dict__", {}).items()):
+        if isinstance(value, np.ndarray):
+            value = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        values.append(f"{name}={value}")
+    return values

@@ -124,7 +124,9 @@ class Observer:
         self.space: spaces.Space[Any]
         low = np.full(layout.size, -np.inf, np.float32)
         high = np.full(layout.size, np.inf, np.float32)
-        low[layout.categories], low[layout.step], high[layout.step] = 0.0, 0.0, 1.0
+        for part in (layout.categories, layout.step, layout.recent):
+            low[part] = 0.0
+        high[layout.step] = high[layout.recent] = 1.0
         if mode == "vector":
             self.space = spaces.Box(low, high, dtype=np.float32)
         elif mode == "dict":

@@ -71,7 +71,13 @@ class RuleContext:
 
 @runtime_checkable
 class Rule(Protocol):
-    """Decides where the user leaves."""
+    """Decides where the user leaves.
+
+    A rule may have two things more. An attribute ``recent``, the number of last items that it
+    compares an item with: observations then tell so many of them. And a method ``ends(context)``,
+    (n, n_items) bool, that answers for every item of the catalogue at once where
+    ``context.rewards`` is the (n, n_items) table: planners that know the rules are faster with it.
+    """
 
     @property
     def name(self) -> str:
@@ -179,6 +185,23 @@ class Similarity:
                 f"free_steps={self.free_steps}; the window must be 1 or more, the threshold and "
                 "the free steps not negative."
             )
+
+    @property
+    def recent(self) -> int:
+        """How many of the last items it looks at."""
+        return self.window
+
+    def ends(self, context: RuleContext) -> BoolArray:
+        """Returns (n, n_items) the same for every item; ``context.rewards`` is (n, n_items)."""
+        alike = np.zeros(context.mask.shape, bool)
+        for back in range(1, self.window + 1):
+            position = context.steps - back
+            recent = context.shown[context.rows, np.maximum(position, 0)]
+            # rows have norm 1: |a - b|^2 = 2 - 2 a.b
+            square = 2.0 - 2.0 * context.text[recent] @ context.text.T
+            alike |= (position >= 0)[:, None] & (square < self.threshold**2)
+        ends = alike | (context.rewards < self.min_reward)
+        return np.asarray(ends & (context.steps >= self.free_steps)[:, None])
 
     def __call__(self, context: RuleContext) -> BoolArray:
         """Returns (n,) True where the item is too near to a recent one or its reward too low."""

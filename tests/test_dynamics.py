@@ -405,3 +405,67 @@ def test_a_session_is_cut_when_the_whole_catalogue_was_shown(prepared: Prepared)
     assert dynamics.n_items < 100
     assert outcome.truncated.all()
     assert not outcome.terminated.any()
+
+
+def test_a_table_takes_the_place_of_the_world_models_rewards() -> None:
+    table = np.full((3, 6), 2.5, np.float32)
+    table[1, 4] = 4.5
+    dynamics = Dynamics(TOY, split="test", rules=(), limit=5, table=table)
+    assert _play(dynamics, [4, 3], user=1) == [(4.5, False, False, ""), (2.5, False, False, "")]
+    with pytest.raises(
+        DataError, match=r"\(3, 5\) came, expected finite numbers of shape \(3, 6\)"
+    ):
+        Dynamics(TOY, split="test", rules=(), table=table[:, :5])
+
+
+def test_with_repeats_no_item_is_masked() -> None:
+    dynamics = Dynamics(TOY, split="train", rules=(), limit=5, repeats=True)
+    state = dynamics.allocate(1)
+    dynamics.initial(state, np.zeros(1, int), np.array([0]))
+    dynamics.step(state, np.array([2]))
+    assert state.mask.all()
+
+
+class Halved:
+    """A reward model: half the reward, plus the number of items shown before."""
+
+    name = "halved"
+
+    def __call__(self, dynamics: Dynamics, state: Any, items: Any) -> Any:
+        return (dynamics.reward(state, items) / 2 + state.steps).astype(np.float32)
+
+
+def test_a_reward_model_says_what_was_earned_and_rules_go_by_the_reward() -> None:
+    class Bored:
+        name = "bored"
+
+        def __call__(self, context: RuleContext) -> Any:
+            return context.rewards < 2.0
+
+    plain = _toy(Bored())
+    dynamics = plain.with_reward_model(Halved())
+    # user 0 rewards: 5, 4, 3, 2, 1
+    assert _play(dynamics, [1, 0, 4]) == [
+        (2.0, False, False, ""),
+        (3.5, False, False, ""),
+        (2.5, True, False, "bored"),
+    ]
+    assert _play(plain, [1]) == [(4.0, False, False, "")]
+    assert dynamics.fingerprint != plain.fingerprint
+
+
+def test_fingerprints_tell_what_differs() -> None:
+    base = _toy(CategoryDiversity(5, 2))
+    table = np.full((3, 6), 2.5, np.float32)
+    others = [
+        _toy(CategoryDiversity(5, 3)),
+        _toy(CategoryDiversity(5, 2), Repeat()),
+        _toy(CategoryDiversity(5, 2), split="test"),
+        _toy(CategoryDiversity(5, 2), limit=6),
+        Dynamics(TOY, split="train", rules=base.rules, limit=5, table=table),
+        Dynamics(TOY, split="train", rules=base.rules, limit=5, table=table + 1),
+        Dynamics(TOY, split="train", rules=base.rules, limit=5, repeats=True),
+    ]
+    found = {base.fingerprint, *(other.fingerprint for other in others)}
+    assert len(found) == 1 + len(others)
+    assert _toy(CategoryDiversity(5, 2)).fingerprint == base.fingerprint

@@ -7,9 +7,11 @@ import pytest
 import torch as th
 from torch import nn
 
-from ilrec_sb3.ilrec.heads import N_COUNTS, CrossNet, ItemScorer
-from recsim_env import Dynamics, RecVectorEnv
+from ilrec_sb3.ilrec.heads import N_CLASSES, N_COUNTS, CrossNet, ItemScorer, nearness_classes
+from recsim_env import Dynamics, Prepared, RecVectorEnv
+from recsim_env.dynamics import State
 from recsim_env.planners import known_rewards
+from recsim_env.termination import Similarity
 
 
 @pytest.fixture
@@ -28,13 +30,14 @@ def test_counts_are_the_largest_count_among_an_items_categories(
 ) -> None:
     env, flat = seen
     cross = CrossNet(dynamics.item_context)
-    got = cross(flat).numpy()
+    (found,) = cross(flat)
+    got = found.numpy()
     counts = env._state.counts
     expected = (counts[:, None, :] * dynamics.categories[None]).max(axis=2)
     np.testing.assert_array_equal(got, expected)
     assert len(np.unique(got)) > 1
     actions = th.from_numpy(np.arange(32) % dynamics.n_items)[:, None]
-    np.testing.assert_array_equal(cross.pairs(flat, actions), cross(flat).gather(1, actions))
+    np.testing.assert_array_equal(cross.pairs(flat, actions)[0], found.gather(1, actions))
 
 
 @pytest.mark.parametrize("high", [0, 1, 3, 6, 7, 30])
@@ -45,7 +48,7 @@ def test_counts_up_to_the_table_are_told_apart(dynamics: Dynamics, high: int) ->
     flat[:, layout.categories] = high / layout.count_scale
     tagged = dynamics.categories.any(axis=1)
     expected = np.where(tagged, min(high, N_COUNTS - 1), 0)
-    np.testing.assert_array_equal(cross(flat)[0], expected)
+    np.testing.assert_array_equal(cross(flat)[0][0], expected)
 
 
 def test_reward_columns_give_the_predicted_rewards(
@@ -66,14 +69,14 @@ def test_pairs_and_expectations_agree_with_the_matrix_of_scores(
     th.manual_seed(0)
     cross = CrossNet(dynamics.item_context)
     scorer = ItemScorer(flat.shape[1], cross, 2, (16,), 8, nn.ReLU, 10.0)
-    counts = cross(flat)
+    crossed = cross(flat)
     heads = scorer.coefficients(cross.scaled(flat), flat, cross)
-    matrices = [scorer.scores(head, counts, cross) for head in heads]
+    matrices = [scorer.scores(head, crossed, cross) for head in heads]
     assert not th.allclose(matrices[0], matrices[1])
     actions = th.arange(32)[:, None] % dynamics.n_items
     pairs = scorer.pairs(heads, cross.pairs(flat, actions), actions, cross)
     probs = th.softmax(th.randn(32, dynamics.n_items), 1)
-    expected = scorer.expected(heads, probs, counts, cross)
+    expected = scorer.expected(heads, probs, crossed, cross)
     for k, matrix in enumerate(matrices):
         th.testing.assert_close(pairs[k], matrix.gather(1, actions)[:, 0], atol=1e-4, rtol=1e-4)
         th.testing.assert_close(expected[k], (probs * matrix).sum(1), atol=1e-4, rtol=1e-4)
@@ -86,7 +89,7 @@ def test_the_score_is_the_formula_of_the_module(
     th.manual_seed(1)
     cross = CrossNet(dynamics.item_context)
     scorer = ItemScorer(flat.shape[1], cross, 1, (16,), 8, nn.ReLU, 3.0)
-    counts = cross(flat)
+    (counts,) = cross(flat)
     head = scorer.coefficients(cross.scaled(flat), flat, cross)[0]
     raw = scorer.heads[0](cross.scaled(flat))
     state, item = 5, 7
@@ -94,5 +97,80 @@ def test_the_score_is_the_formula_of_the_module(
     g_and_b = scorer.item(cross.features[item])
     reward = cross.user(flat)[state] @ cross.reward_items[item]
     expected = f @ g_and_b[:8] + g_and_b[8] + slope * reward + table[counts[state, item]]
-    got = scorer.scores(head, counts, cross)[state, item]
+    got = scorer.scores(head, (counts,), cross)[state, item]
     th.testing.assert_close(got, 3.0 * expected, atol=1e-4, rtol=1e-4)
+
+
+def test_classes_of_nearness_are_shares_of_all_pairs() -> None:
+    classes = nearness_classes(np.arange(101, dtype=np.float32)[:, None])  # distances 1 to 100
+    assert (classes == classes.T).all()
+    assert (np.diag(classes) == N_CLASSES - 1).all()
+    # of 5,050 pairs 100 are 1 apart and 99 are 2 apart: the nearest 2 % end between the two
+    assert classes[0, 1] == 5
+    assert classes[0, 2] == 4
+    assert classes[0, 100] == 0
+    steps = np.diff(classes[0, 1:].astype(int))
+    assert (steps <= 0).all()
+    off = ~np.eye(101, dtype=bool)
+    assert 0.45 < (classes[off] == 0).mean() < 0.55
+
+
+@pytest.fixture
+def near(prepared: Prepared) -> tuple[Dynamics, State]:
+    """Sessions of no, two and five items under a rule that looks at the last three."""
+    dynamics = Dynamics(prepared, split="train", rules=(Similarity(0.3, window=3),))
+    state = dynamics.allocate(3)
+    dynamics.initial(state, np.arange(3), np.arange(3))
+    state.shown[:, :5] = [[0, 0, 0, 0, 0], [7, 8, 0, 0, 0], [4, 5, 6, 7, 8]]
+    state.steps[:] = [0, 2, 5]
+    return dynamics, state
+
+
+def test_the_last_items_are_told_the_newest_first(near: tuple[Dynamics, State]) -> None:
+    dynamics, state = near
+    observation = dynamics.observe(state)
+    told = observation[:, dynamics.layout.recent] * dynamics.n_items - 1
+    np.testing.assert_allclose(told, [[-1, -1, -1], [8, 7, -1], [8, 7, 6]], atol=1e-3)
+
+
+def test_nearness_is_that_of_the_nearest_of_the_last_items(near: tuple[Dynamics, State]) -> None:
+    dynamics, state = near
+    context = dynamics.item_context
+    cross = CrossNet(context)
+    flat = th.from_numpy(dynamics.observe(state))
+    _, text, rating = cross(flat)
+    classes = nearness_classes(context.text)
+    assert (text[0] == 0).all()
+    assert (rating[0] == 0).all()
+    np.testing.assert_array_equal(text[1], classes[[8, 7]].max(0))
+    np.testing.assert_array_equal(text[2], classes[[8, 7, 6]].max(0))
+    assert text[2, 6] == N_CLASSES - 1
+    assert rating[2, 4] < N_CLASSES - 1  # shown, but too long ago
+    actions = th.tensor([[1], [8], [20]])
+    for whole, pair in zip(cross(flat), cross.pairs(flat, actions), strict=True):
+        th.testing.assert_close(whole.gather(1, actions), pair)
+
+
+def test_scores_with_nearness_agree_with_pairs_and_expectations(
+    near: tuple[Dynamics, State],
+) -> None:
+    dynamics, state = near
+    th.manual_seed(0)
+    cross = CrossNet(dynamics.item_context)
+    flat = th.from_numpy(dynamics.observe(state))
+    scorer = ItemScorer(flat.shape[1], cross, 1, (16,), 8, nn.ReLU, 10.0)
+    with th.no_grad():
+        scorer.heads[0][-1].weight *= 100.0
+    heads = scorer.coefficients(cross.scaled(flat), flat, cross)
+    crossed = cross(flat)
+    assert heads[0].table.shape == (3, N_COUNTS + 2 * N_CLASSES)
+    matrix = scorer.scores(heads[0], crossed, cross)
+    plain = scorer.scores(heads[0], crossed[:1], cross)
+    by_hand = plain[2, 6] + heads[0].table[2, N_COUNTS + 7] + heads[0].table[2, N_COUNTS + 15]
+    th.testing.assert_close(matrix[2, 6], by_hand)
+    actions = th.tensor([[1], [8], [20]])
+    pairs = scorer.pairs(heads, cross.pairs(flat, actions), actions, cross)
+    th.testing.assert_close(pairs[0], matrix.gather(1, actions)[:, 0])
+    probs = th.softmax(th.randn(3, dynamics.n_items), 1)
+    expected = scorer.expected(heads, probs, crossed, cross)
+    th.testing.assert_close(expected[0], (probs * matrix).sum(1), atol=1e-4, rtol=1e-4)

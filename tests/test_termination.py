@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -221,3 +222,18 @@ def test_presets_and_what_overrides_them() -> None:
 def test_rules_that_cannot_be_made(make: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         make()
+
+
+@given(seed=st.integers(0, 10_000), threshold=st.floats(0.05, 1.9), free=st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_similarity_for_all_items_is_similarity_for_each(
+    seed: int, threshold: float, free: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rule = Similarity(threshold=threshold, window=2, min_reward=2.0, free_steps=free)
+    context = _context(rng.integers(6, size=int(rng.integers(0, 5))).tolist(), 0)
+    table = rng.uniform(1, 5, (1, 6)).astype(np.float32)
+    together = rule.ends(replace(context, rewards=table))
+    for item in range(6):
+        alone = rule(replace(context, items=np.array([item]), rewards=table[:, item]))
+        assert together[0, item] == alone[0]

@@ -450,8 +450,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         scalars = self._critic_step(batch, self._critic_target(batch, alpha))
 
         # actor, eq. 20 to 22
-        counts = policy.counts(batch.observations)
-        log_probs = policy.log_probs(batch.observations, batch.masks, counts)
+        crossed = policy.crossed(batch.observations)
+        log_probs = policy.log_probs(batch.observations, batch.masks, crossed)
         demonstrated = log_probs.new_zeros(())
         if batch.n_demonstrations and imitation_coefficient > 0:
             rows = slice(len(log_probs) - batch.n_demonstrations, None)
@@ -459,7 +459,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
             demonstrated = imitation_loss(chosen)  # the rows were drawn in proportion to w
             scalars["imitation_loss"] = float(demonstrated.detach())
         with th.no_grad():
-            q_values = policy.q_values(batch.observations, log_probs.exp(), counts)
+            q_values = policy.q_values(batch.observations, log_probs.exp(), crossed)
         reinforced = actor_loss(log_probs, q_values, alpha)
         total = policy_loss(demonstrated, reinforced.loss, imitation_coefficient)
         self._descend(policy.actor_optimizer, policy.actor, total.total)
@@ -498,10 +498,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
         """Returns (B,) targets of eq. 23."""
         policy, observations = self.policy, batch.next_observations
         with th.no_grad():
-            counts = policy.counts(observations)
-            log_probs = policy.log_probs(observations, batch.next_masks, counts)
+            crossed = policy.crossed(observations)
+            log_probs = policy.log_probs(observations, batch.next_masks, crossed)
             probs = log_probs.exp()
-            expected = policy.expected_q(observations, probs, counts, target=True)
+            expected = policy.expected_q(observations, probs, crossed, target=True)
             next_values = soft_value(expected.amin(0), masked_entropy(log_probs, probs), alpha)
             return critic_target(batch.rewards, batch.dones, next_values, batch.discounts)
 

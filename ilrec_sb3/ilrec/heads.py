@@ -3,12 +3,14 @@
 Over a catalogue of thousands a one-hot head learns next to nothing. An item scorer scores item a in
 state s as
 
-    f(s) . g(a) + b(a) + c(s) r(s, a) + T(s)[k(s, a)]
+    f(s) . g(a) + b(a) + c(s) r(s, a) + sum_j T_j(s)[k_j(s, a)]
 
 with g a linear map of the item's features, r(s, a) the reward that the train world model predicts,
-and k(s, a) the largest count, in the window of the session-end rule, among the categories of a. The
-last two terms are the state-item cross features. They say nothing about the rule (where it bites is
-learned, one number of T for each count), but they put what it depends on within reach. Both follow
+and k_1(s, a) the largest count, in the window of the session-end rule, among the categories of a.
+Where observations tell the last items, k_2 and k_3 say how near a comes to any of them, in the
+space of text embeddings and in that of predicted rewards, as one of a few classes. The last two
+terms are the state-item cross features. They say nothing about the rule (where it bites is learned,
+one number of T for each count or class), but they put what it depends on within reach. All follow
 from the observation, so they exist for replayed states too, and are shared by the actor and all
 critics.
 
@@ -16,7 +18,8 @@ r(s, a) is itself a product of the user vector in s and the item's row of the ba
 and the third term are one matrix product. In the expectation of the score over a policy, that
 product is with the items' mean columns, which all critics share:
 
-    E_a[score] = [f(s), c(s) u(s), c(s)] . E_a[g(a), v(a), o(a)] + E_a[b(a)] + E_a[T(s)[k(s, a)]]
+    E_a[score] = [f(s), c(s) u(s), c(s)] . E_a[g(a), v(a), o(a)] + E_a[b(a)]
+                 + E_a[sum_j T_j(s)[k_j(s, a)]]
 """
 
 from __future__ import annotations
@@ -30,10 +33,50 @@ from torch import nn
 
 from recsim_env.dynamics import ItemContext
 
-__all__ = ["N_COUNTS", "Coefficients", "CrossNet", "ItemScorer", "PlainScorer", "mlp"]
+__all__ = [
+    "N_CLASSES",
+    "N_COUNTS",
+    "Coefficients",
+    "CrossNet",
+    "ItemScorer",
+    "PlainScorer",
+    "mlp",
+    "nearness_classes",
+]
 
 N_COUNTS = 8
 """Counts from 0 to this less one are told apart; larger ones are taken together."""
+N_CLASSES = 8
+"""Classes of nearness: 0 where nothing was shown yet or for the far half of all pairs of items, the
+last for an item and itself."""
+_NEAR = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+"""Shares of all pairs of items below which the classes from 1 on begin."""
+
+
+def nearness_classes(vectors: np.ndarray) -> np.ndarray:
+    """Returns (n, n) uint8, how near items lie to each other, as classes by share of all pairs.
+
+    Class k of 1 to 6 begins where 50, 80, 90, 95, 98 and 99 % of the pairs lie further apart; 7 is
+    an item and itself.
+
+    Args:
+        vectors: (n, d), one vector an item; nearness is Euclidean.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    square = (vectors**2).sum(1)
+    n = len(vectors)
+    sample = np.arange(n) if n <= 2_000 else np.linspace(0, n - 1, 2_000).astype(np.int64)
+    some = square[sample, None] + square[sample] - 2.0 * vectors[sample] @ vectors[sample].T
+    pairs = some[np.triu_indices(len(sample), 1)]
+    edges = np.quantile(pairs, [1.0 - share for share in _NEAR]) if len(pairs) else np.zeros(6)
+    classes = np.zeros((n, n), np.uint8)
+    for start in range(0, n, 1_024):
+        part = slice(start, start + 1_024)
+        distance = square[part, None] + square - 2.0 * vectors[part] @ vectors.T
+        for number, edge in enumerate(edges, start=1):
+            classes[part][distance < edge] = number
+    np.fill_diagonal(classes, N_CLASSES - 1)
+    return classes
 
 
 def mlp(width: int, hidden: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
@@ -56,15 +99,20 @@ class CrossNet(nn.Module):
     reward_items: th.Tensor
     features: th.Tensor
     input_scale: th.Tensor
+    text_near: th.Tensor
+    rating_near: th.Tensor
 
     def __init__(self, context: ItemContext) -> None:
         super().__init__()
         self.layout = context.layout
         self.n_items = context.n_items
+        self.n_recent = context.layout.n_recent
+        self.sizes = (N_COUNTS, *((N_CLASSES, N_CLASSES) if self.n_recent else ()))
         self.base = 2.0 * max(float(context.categories.sum(axis=1).max()), 1.0)
         offset = (context.user_offset - context.user_offset.mean())[:, None]
         scale = np.ones(context.layout.size, np.float32)
         scale[context.layout.user] = 1.0 / np.maximum(context.user_scale, 1e-6)
+        scale[context.layout.recent] = 0.0  # names of items, not amounts
         buffers = {
             "categories": context.categories.T.copy(),  # (C, n)
             "reward_items": np.concatenate([context.user_basis, offset], axis=1),  # (n, K + 1)
@@ -73,6 +121,23 @@ class CrossNet(nn.Module):
         }
         for name, values in buffers.items():
             self.register_buffer(name, th.as_tensor(np.asarray(values, np.float32)))
+        if self.n_recent:
+            nothing = np.zeros((1, self.n_items), np.uint8)  # row 0: no item
+            for name, vectors in (
+                ("text_near", context.text),
+                ("rating_near", self._rating_vectors(context)),
+            ):
+                table = np.concatenate([nothing, nearness_classes(vectors)])
+                self.register_buffer(name, th.from_numpy(table), persistent=False)
+
+    @staticmethod
+    def _rating_vectors(context: ItemContext) -> np.ndarray:
+        """Returns (n_items, K + 1): distances between rows are those of predicted rating columns.
+
+        Up to the rank of the basis, and for users whose vectors are spread as the known ones'.
+        """
+        offset = context.user_offset - context.user_offset.mean()
+        return np.concatenate([context.user_basis * context.user_scale, offset[:, None]], axis=1)
 
     @staticmethod
     def _features(context: ItemContext) -> np.ndarray:
@@ -97,28 +162,48 @@ class CrossNet(nn.Module):
         part = flat[:, self.layout.user]
         return th.cat([part, th.ones_like(part[:, :1])], dim=1)
 
-    def forward(self, flat: th.Tensor) -> th.Tensor:
-        """Returns (B, n) int64, the largest count in the window among each item's categories.
-
-        The largest exponent of a sum of powers is read off its logarithm, as long as the base
-        exceeds the number
-        of terms: one matrix product instead of one for each count.
+    def forward(self, flat: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Returns the cross features k_j of every item, each (B, n) int64.
 
         Args:
             flat: (B, d) observations.
+        """
+        counts = self._largest_counts(flat)
+        if not self.n_recent:
+            return (counts,)
+        rows = self._recent(flat)
+        return (
+            counts,
+            *(near[rows].amax(1).long() for near in (self.text_near, self.rating_near)),
+        )
+
+    def _largest_counts(self, flat: th.Tensor) -> th.Tensor:
+        """Returns (B, n) int64, the largest count in the window among each item's categories.
+
+        The largest exponent of a sum of powers is read off its logarithm, as long as the base
+        exceeds the number of terms: one matrix product instead of one for each count.
         """
         powers = self.base ** self._counts(flat)
         total = (powers @ self.categories).clamp_(min=1.0)
         return total.log_().mul_(1.0 / float(np.log(self.base))).add_(1e-3).long()
 
-    def pairs(self, flat: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """Returns (B, 1) int64 counts of the (B, 1) actions."""
+    def pairs(self, flat: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Returns the cross features of one item a state, each (B, 1) int64; actions (B, 1)."""
         counts = (self._counts(flat) * self.categories.T[actions[:, 0]]).amax(1)
-        return counts.long()[:, None]
+        found = [counts.long()[:, None]]
+        if self.n_recent:
+            rows = self._recent(flat)
+            for near in (self.text_near, self.rating_near):
+                found.append(near[rows, actions].amax(1, keepdim=True).long())
+        return tuple(found)
 
     def _counts(self, flat: th.Tensor) -> th.Tensor:
         counts = flat[:, self.layout.categories] * self.layout.count_scale
         return counts.round().clamp(max=N_COUNTS - 1)
+
+    def _recent(self, flat: th.Tensor) -> th.Tensor:
+        """Returns (B, n_recent) int64, rows of the tables of nearness."""
+        return (flat[:, self.layout.recent] * self.n_items).round().long()
 
 
 class Coefficients(NamedTuple):
@@ -126,11 +211,22 @@ class Coefficients(NamedTuple):
 
     Attributes:
         weights: (B, D + K + 1), factors of the items' columns.
-        table: (B, N_COUNTS), T(s).
+        table: (B, sum of `CrossNet.sizes`), the T_j(s) side by side.
     """
 
     weights: th.Tensor
     table: th.Tensor
+
+
+def _looked_up(table: th.Tensor, crossed: Sequence[th.Tensor]) -> th.Tensor:
+    """Returns (B, m) sum over j of T_j(s)[k_j(s, a)]; ``crossed`` are (B, m) each."""
+    if len(crossed) == 1:
+        return table.gather(1, crossed[0])
+    parts = table.split([N_COUNTS, *[N_CLASSES] * (len(crossed) - 1)], dim=1)
+    total = parts[0].gather(1, crossed[0])
+    for part, codes in zip(parts[1:], crossed[1:], strict=True):
+        total = total + part.gather(1, codes)
+    return total
 
 
 class ItemScorer(nn.Module):
@@ -160,9 +256,11 @@ class ItemScorer(nn.Module):
         self.dim = dim
         self.scale = scale
         width = hidden[-1] if hidden else n_features
+        self.table_size = sum(cross.sizes)
         # columns of a head: f(s), c(s), T(s)
+        columns = dim + 1 + self.table_size
         self.heads = nn.ModuleList(
-            nn.Sequential(mlp(n_features, hidden, activation), nn.Linear(width, dim + 1 + N_COUNTS))
+            nn.Sequential(mlp(n_features, hidden, activation), nn.Linear(width, columns))
             for _ in range(n_heads)
         )
         self.item = nn.Linear(cross.features.shape[1], dim + 1)  # g(a), b(a)
@@ -186,7 +284,7 @@ class ItemScorer(nn.Module):
         user = cross.user(flat)
         result = []
         for head in self.heads:
-            f, slope, table = head(features).split([self.dim, 1, N_COUNTS], dim=1)
+            f, slope, table = head(features).split([self.dim, 1, self.table_size], dim=1)
             weights = self.scale * th.cat([f, slope * user], dim=1)
             result.append(Coefficients(weights, self.scale * table))
         return result
@@ -201,23 +299,40 @@ class ItemScorer(nn.Module):
         g, bias = self.item(features).split([self.dim, 1], dim=1)
         return th.cat([g, rewards], dim=1), self.scale * bias[:, 0]
 
-    def scores(self, head: Coefficients, counts: th.Tensor, cross: CrossNet) -> th.Tensor:
-        """Returns (B, n) scores of one head."""
+    def scores(
+        self, head: Coefficients, crossed: Sequence[th.Tensor], cross: CrossNet
+    ) -> th.Tensor:
+        """Returns (B, n) scores of one head; ``crossed`` as `CrossNet` gives it."""
         columns, bias = self.columns(cross)
-        return th.addmm(bias, head.weights, columns.T) + head.table.gather(1, counts)
+        return th.addmm(bias, head.weights, columns.T) + _looked_up(head.table, crossed)
 
     def pairs(
-        self, heads: Sequence[Coefficients], counts: th.Tensor, items: th.Tensor, cross: CrossNet
+        self,
+        heads: Sequence[Coefficients],
+        crossed: Sequence[th.Tensor],
+        items: th.Tensor,
+        cross: CrossNet,
     ) -> list[th.Tensor]:
-        """Returns for each head (B,) scores of one item a state; counts and items are (B, 1)."""
+        """Returns for each head (B,) scores of one item a state.
+
+        Args:
+            heads: What each head says about the states.
+            crossed: As `CrossNet.pairs` gives it.
+            items: (B, 1) the items.
+            cross: The cross features.
+        """
         columns, bias = self.columns(cross, items[:, 0])
         return [
-            (head.weights * columns).sum(1) + bias + head.table.gather(1, counts)[:, 0]
+            (head.weights * columns).sum(1) + bias + _looked_up(head.table, crossed)[:, 0]
             for head in heads
         ]
 
     def expected(
-        self, heads: Sequence[Coefficients], probs: th.Tensor, counts: th.Tensor, cross: CrossNet
+        self,
+        heads: Sequence[Coefficients],
+        probs: th.Tensor,
+        crossed: Sequence[th.Tensor],
+        cross: CrossNet,
     ) -> th.Tensor:
         """Returns (n_heads, B) expected scores under (B, n) probabilities."""
         columns, bias = self.columns(cross)
@@ -226,7 +341,7 @@ class ItemScorer(nn.Module):
             [
                 (head.weights * mean[:, :-1]).sum(1)
                 + mean[:, -1]
-                + (probs * head.table.gather(1, counts)).sum(1)
+                + (probs * _looked_up(head.table, crossed)).sum(1)
                 for head in heads
             ]
         )

@@ -178,41 +178,41 @@ class ILRecPolicy(BasePolicy):
         )
         return data
 
-    def counts(self, flat: th.Tensor) -> th.Tensor | None:
+    def crossed(self, flat: th.Tensor) -> tuple[th.Tensor, ...] | None:
         """Returns the cross features of (B, d) flat observations, to be shared by all networks.
 
-        They are the (B, n) counts of `CrossNet`, or None with plain heads.
+        They are those of `CrossNet`, or None with plain heads.
         """
         if self.cross is None:
             return None
         with th.no_grad():
-            counts: th.Tensor = self.cross(flat)
-            return counts
+            found: tuple[th.Tensor, ...] = self.cross(flat)
+            return found
 
     def log_probs(
         self,
         flat: th.Tensor,
         masks: th.Tensor | None = None,
-        counts: th.Tensor | None = None,
+        crossed: tuple[th.Tensor, ...] | None = None,
     ) -> th.Tensor:
         """Returns (B, n) log-probabilities of all actions.
 
         Args:
             flat: (B, d) flat observations.
             masks: (B, n) bool, True where allowed; None allows everything.
-            counts: Of these observations, where they were computed already.
+            crossed: Of these observations, where they were computed already.
         """
-        return masked_log_softmax(self._logits(flat, counts), masks, check=False)
+        return masked_log_softmax(self._logits(flat, crossed), masks, check=False)
 
-    def _logits(self, flat: th.Tensor, counts: th.Tensor | None) -> th.Tensor:
+    def _logits(self, flat: th.Tensor, crossed: tuple[th.Tensor, ...] | None) -> th.Tensor:
         scorer = self.actor.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
             logits: th.Tensor = scorer(self.actor.features(flat))[0]
             return logits
-        if counts is None:
-            counts = self.cross(flat)
+        if crossed is None:
+            crossed = self.cross(flat)
         heads = self._heads(self.actor, flat)
-        return scorer.scores(heads[0], counts, self.cross)
+        return scorer.scores(heads[0], crossed, self.cross)
 
     def _heads(self, network: _Network, flat: th.Tensor) -> list[Coefficients]:
         assert self.cross is not None
@@ -224,7 +224,7 @@ class ILRecPolicy(BasePolicy):
         self,
         flat: th.Tensor,
         probs: th.Tensor,
-        counts: th.Tensor | None = None,
+        crossed: tuple[th.Tensor, ...] | None = None,
         target: bool = False,
     ) -> th.Tensor:
         """Returns (n_critics, B), each critic's expected value under a policy.
@@ -232,42 +232,42 @@ class ILRecPolicy(BasePolicy):
         Args:
             flat: (B, d) flat observations.
             probs: (B, n) probabilities of the actions.
-            counts: Of these observations, where they were computed already.
+            crossed: Of these observations, where they were computed already.
             target: Whether the target critics are asked.
         """
         network = self.critic_target if target else self.critic
         scorer = network.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
             return th.stack([(probs * q).sum(1) for q in scorer(network.features(flat))])
-        if counts is None:
-            counts = self.cross(flat)
-        return scorer.expected(self._heads(network, flat), probs, counts, self.cross)
+        if crossed is None:
+            crossed = self.cross(flat)
+        return scorer.expected(self._heads(network, flat), probs, crossed, self.cross)
 
     def q_values(
-        self, flat: th.Tensor, probs: th.Tensor, counts: th.Tensor | None = None
+        self, flat: th.Tensor, probs: th.Tensor, crossed: tuple[th.Tensor, ...] | None = None
     ) -> th.Tensor:
         """Returns (B, n) values of all actions by the most pessimistic critic of each state.
 
         Args:
             flat: (B, d) flat observations.
             probs: (B, n) probabilities of the actions, which choose the critic.
-            counts: Of these observations, where they were computed already.
+            crossed: Of these observations, where they were computed already.
         """
         scorer = self.critic.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
             values = th.stack(scorer(self.critic.features(flat)))  # (n_critics, B, n)
             least = (values * probs).sum(2).argmin(0)
             return values[least, th.arange(len(flat), device=flat.device)]
-        if counts is None:
-            counts = self.cross(flat)
+        if crossed is None:
+            crossed = self.cross(flat)
         heads = self._heads(self.critic, flat)
-        least = scorer.expected(heads, probs, counts, self.cross).argmin(0)
+        least = scorer.expected(heads, probs, crossed, self.cross).argmin(0)
         rows = th.arange(len(flat), device=flat.device)
         chosen = Coefficients(
             th.stack([head.weights for head in heads])[least, rows],
             th.stack([head.table for head in heads])[least, rows],
         )
-        return scorer.scores(chosen, counts, self.cross)
+        return scorer.scores(chosen, crossed, self.cross)
 
     def q_pairs(self, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
         """Returns each critic's (B,) value of the (B, 1) actions.
@@ -279,8 +279,8 @@ class ILRecPolicy(BasePolicy):
         scorer = self.critic.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
             return [q.gather(1, actions)[:, 0] for q in scorer(self.critic.features(flat))]
-        counts = self.cross.pairs(flat, actions)
-        return scorer.pairs(self._heads(self.critic, flat), counts, actions, self.cross)
+        crossed = self.cross.pairs(flat, actions)
+        return scorer.pairs(self._heads(self.critic, flat), crossed, actions, self.cross)
 
     def forward(
         self,
