@@ -49,7 +49,9 @@ def cache_dir(root: str | Path | None = None) -> Path:
 def key(**parts: Any) -> str:
     """Returns the sha256 (hex) of the canonical JSON of `parts`.
 
-    Equal settings give equal keys whatever their order; any changed value gives another key.
+    Equal settings give equal keys whatever their order; any changed value gives another key. A
+    dataclass's fields that are None are left out: a new optional setting leaves old keys as they
+    are.
 
     Args:
         **parts: JSON values, dataclasses, paths, and numpy scalars or arrays.
@@ -70,8 +72,9 @@ def key(**parts: Any) -> str:
 def _canonical(value: Any) -> Any:
     """Returns `value` in terms of JSON types, dictionaries with string keys."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"": type(value).__name__, **fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        told = {name: _canonical(item) for name, item in fields.items() if item is not None}
+        return {"": type(value).__name__, **told}
     if isinstance(value, Mapping):
         return {str(name): _canonical(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

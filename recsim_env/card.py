@@ -174,7 +174,8 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(("dataset", ""), card["dataset"].items())
     for split, report in card["world_model"].items():
         rows = report["rows"]
-        yield f"## World model, {split} ({rows['fit']} rows fitted, {rows['card']} held out)"
+        held_out = rows["card"] or rows["validation"]
+        yield f"## World model, {split} ({rows['fit']} rows fitted, {held_out} held out)"
         yield ""
         yield from _table(
             ("held-out rows", "RMSE", "MAE"),
@@ -198,9 +199,10 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
                     ("observed RMSE", *calibration["observed_rmse"]),
                 ),
             )
-    yield "## Agreement of the train and the test model"
-    yield ""
-    yield from _table(("over all users and items", ""), card["agreement"].items())
+    if card["agreement"]:
+        yield "## Agreement of the train and the test model"
+        yield ""
+        yield from _table(("over all users and items", ""), card["agreement"].items())
     yield "## State tracker"
     yield ""
     yield from _table(("users kept aside", ""), card["tracker"].items())

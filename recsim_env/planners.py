@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsim_env.dynamics import Dynamics, State
-from recsim_env.prepare import Session
-from recsim_env.termination import CategoryDiversity, Repeat
+from recsim_env.prepare import Prepared, Session
+from recsim_env.termination import CategoryDiversity, Repeat, Rule, window_counts
 
 __all__ = [
     "Episodes",
@@ -26,6 +27,7 @@ __all__ = [
     "explorer",
     "greedy",
     "oracle",
+    "popularity",
     "random_policy",
     "rule_aware",
     "run_episodes",
@@ -33,6 +35,7 @@ __all__ = [
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 Planner = Callable[[Dynamics, State, np.random.Generator], IntArray]
 """Gives (n,) items for the n sessions of a state."""
@@ -90,6 +93,19 @@ def random_policy(dynamics: Dynamics, state: State, generator: np.random.Generat
     return generator.integers(dynamics.n_items, size=len(state.steps))
 
 
+_TRAIN_COUNTS: WeakKeyDictionary[Prepared, IntArray] = WeakKeyDictionary()
+
+
+def popularity(dynamics: Dynamics, state: State, generator: np.random.Generator) -> IntArray:
+    """The item with the most train interactions that was not yet shown; the same for everyone."""
+    del generator
+    prepared = dynamics.prepared
+    if prepared not in _TRAIN_COUNTS:
+        items = prepared.dataset.interactions.items[prepared.train_rows]
+        _TRAIN_COUNTS[prepared] = np.bincount(items, minlength=dynamics.n_items)
+    return np.asarray(np.where(state.mask, _TRAIN_COUNTS[prepared], -1).argmax(axis=1))
+
+
 def known_rewards(dynamics: Dynamics, state: State) -> FloatArray:
     """Returns (n, n_items) the train model's rewards, as far as the observation tells them."""
     prepared = dynamics.prepared
@@ -106,28 +122,27 @@ def greedy(dynamics: Dynamics, state: State, generator: np.random.Generator) -> 
 def _avoid_ending(
     dynamics: Dynamics, state: State, rewards: FloatArray, price: FloatArray
 ) -> IntArray:
-    """Returns (n,) the best item that ends no session; the best of all where each would.
+    """Returns (n,) the best item that ends no session; the best reward where each would.
 
     Args:
         dynamics: Whose rules.
         state: n sessions.
         rewards: (n, n_items) what the planner thinks the rewards are.
-        price: (n_items,) what is taken off them.
+        price: (n_items,) what is taken off them while the session can go on.
     """
     ends = ending_items(dynamics, state, rewards)
-    scores = np.where(state.mask, rewards - price, -np.inf)
-    safe = np.where(ends, -np.inf, scores)
+    new = np.where(state.mask, rewards, -np.inf)
+    safe = np.where(ends, -np.inf, new - price)
     stuck = np.isneginf(safe).all(axis=1, keepdims=True)
-    return np.asarray(np.where(stuck, scores, safe).argmax(axis=1))
+    return np.asarray(np.where(stuck, new, safe).argmax(axis=1))
 
 
-def ending_items(
-    dynamics: Dynamics, state: State, rewards: FloatArray | None = None
-) -> NDArray[np.bool_]:
+def ending_items(dynamics: Dynamics, state: State, rewards: FloatArray | None = None) -> BoolArray:
     """Returns (n, n_items) True where showing the item would end the session by a rule.
 
-    Rules are asked item by item for the batch of sessions at once, so this works for any rule; the
-    category rule is answered as a matrix product.
+    The category rule is a matrix product, and a rule with a method ``ends`` (see
+    `recsim_env.termination.Rule`) answers for all items at once. Any other rule is asked item by
+    item.
 
     Args:
         dynamics: Whose rules.
@@ -137,18 +152,30 @@ def ending_items(
     """
     if rewards is None:
         rewards = dynamics.reward_table(state)
-    n = len(state.steps)
-    ends = np.zeros((n, dynamics.n_items), bool)
+    ends = np.zeros(rewards.shape, bool)
     for rule in dynamics.rules:
-        if isinstance(rule, Repeat):
-            ends |= ~state.mask
-        elif isinstance(rule, CategoryDiversity) and rule.window == dynamics.window:
-            full = (state.counts + 1.0 >= rule.max_repeats).astype(np.float32)
-            ends |= (full @ dynamics.categories.T) > 0
-        else:
-            for item in range(dynamics.n_items):
-                items = np.full(n, item)
-                ends[:, item] |= rule(dynamics.context(state, items, rewards[:, item]))
+        ends |= _rule_ends(rule, dynamics, state, rewards)
+    return ends
+
+
+def _rule_ends(rule: Rule, dynamics: Dynamics, state: State, rewards: FloatArray) -> BoolArray:
+    """Returns (n, n_items) True where the item would end the session by this rule."""
+    if isinstance(rule, Repeat):
+        return ~state.mask
+    if isinstance(rule, CategoryDiversity):
+        counts = state.counts
+        if rule.window != dynamics.window:
+            counts = window_counts(state.shown, state.steps, rule.window - 1, dynamics.categories)
+        full = (counts + 1.0 >= rule.max_repeats).astype(np.float32)
+        return np.asarray(full @ dynamics.categories.T > 0)
+    n = len(state.steps)
+    batched = getattr(rule, "ends", None)
+    if batched is not None:
+        return np.asarray(batched(dynamics.context(state, np.zeros(n, np.int64), rewards)))
+    ends = np.zeros(rewards.shape, bool)
+    for item in range(dynamics.n_items):
+        context = dynamics.context(state, np.full(n, item), rewards[:, item])
+        ends[:, item] = rule(context)
     return ends
 
 

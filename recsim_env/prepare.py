@@ -58,7 +58,9 @@ class PrepareConfig:
 
     Attributes:
         seed: Of the split and of all that is trained.
-        test_fraction: Share of the interactions that the test world model is fitted on.
+        test_fraction: Share of the interactions that the test world model is fitted on; 0 where
+            test rewards come from elsewhere: then the train model is fitted on all interactions,
+            and the test model is the same.
         user_vector_size: K, principal directions of the predicted ratings that describe a user in
             an observation; 8 to 32.
         text_dim: Size of a text embedding; 32 to 256.
@@ -75,10 +77,10 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if not 0 < self.test_fraction < 1:
+        if not 0 <= self.test_fraction < 1:
             raise DataError(
-                f"PrepareConfig.test_fraction is {self.test_fraction}, expected a share between 0 "
-                "and 1, for example 0.5."
+                f"PrepareConfig.test_fraction is {self.test_fraction}, expected a share from 0 to "
+                "below 1, for example 0.5."
             )
         for name in ("user_vector_size", "text_dim"):
             if getattr(self, name) < 1:
@@ -405,15 +407,17 @@ def _build(
         return result
 
     split = split_interactions(dataset.interactions, config.test_fraction, config.seed)
-    train, test = (
-        timed(
+    fitted = {
+        name: timed(
             f"world model, {name}",
             lambda rows=rows, shift=shift: WorldModel.fit(  # type: ignore[misc]
                 dataset, rows, config.world_model, config.seed + shift, progress
             ),
         )
         for name, rows, shift in (("train", split.train, 0), ("test", split.test, 1))
-    )
+        if name == "train" or config.test_fraction > 0
+    }
+    train, test = fitted["train"], fitted.get("test", fitted["train"])
     encoder, tracker_report = timed(
         "state tracker",
         lambda: fit_encoder(dataset, split.train, config.encoder, config.seed, progress),
@@ -436,7 +440,7 @@ def _build(
         if root is None
         else {
             name: outside_check(model, dataset.catalogue, root, dataset.name)
-            for name, model in (("train", train), ("test", test))
+            for name, model in fitted.items()
         }
     )
     card = {
@@ -449,10 +453,12 @@ def _build(
             "mean_rating": float(dataset.interactions.ratings.mean(dtype=np.float64)),
             "synthetic": dataset.is_synthetic,
         },
-        "world_model": {"train": train.report, "test": test.report},
+        "world_model": {name: model.report for name, model in fitted.items()},
         "agreement": timed(
             "agreement", lambda: agreement(train.rows(sample), test.rows(sample), config.seed)
-        ),
+        )
+        if "test" in fitted
+        else {},
         "tracker": tracker_report,
         "user_basis": basis_report,
         "demonstrations": session_report,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from recsim_env.prepare import Prepared
     from recsim_env.vector_env import RecVectorEnv
 
-__all__ = ["ENVIRONMENTS", "make_vector_env", "register_envs"]
+__all__ = ["EASYRL4REC", "ENVIRONMENTS", "make_vector_env", "register_envs"]
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "IlRecAmazon-v0": {"dataset": "amazon", "fallback": True},
@@ -22,6 +22,9 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "IlRecSynthetic-v0": {"dataset": "synthetic"},
 }
 """Arguments of each environment; ``IlRecCustom-v0`` asks for ``dataset=``."""
+
+EASYRL4REC = "IlRecCoatEasyRL4Rec-v0"
+"""Coat in a peer's settings, which takes ``mode=``; see `recsim_env.easyrl4rec`."""
 
 
 def make_vector_env(
@@ -59,3 +62,9 @@ def register_envs() -> None:
                 vector_entry_point="recsim_env.registration:make_vector_env",
                 kwargs=arguments,
             )
+    if EASYRL4REC not in gym.registry:
+        gym.register(
+            id=EASYRL4REC,
+            entry_point="recsim_env.easyrl4rec:make_easyrl4rec_env",
+            vector_entry_point="recsim_env.easyrl4rec:make_easyrl4rec_vector_env",
+        )

@@ -41,6 +41,13 @@ def test_key_changes_with_any_setting(changed: dict[str, object]) -> None:
     assert artefacts.key(**changed) != artefacts.key(settings=Settings(), seed=0)
 
 
+def test_a_new_optional_field_leaves_keys_as_they_are() -> None:
+    fields = [(f.name, f.type, f) for f in dataclasses.fields(Settings)]
+    longer = dataclasses.make_dataclass("Settings", [*fields, ("more", int | None, None)])
+    assert artefacts.key(a=longer()) == artefacts.key(a=Settings())
+    assert artefacts.key(a=longer(more=0)) != artefacts.key(a=Settings())
+
+
 def test_key_takes_numpy_and_paths_and_sets() -> None:
     one = artefacts.key(a=np.float32(0.5), b=np.arange(3), c=Path("x/y"), d={"q", "p"})
     assert one == artefacts.key(a=0.5, b=[0, 1, 2], c="x/y", d=["p", "q"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from recsim_env.planners import (
     greedy,
     known_rewards,
     oracle,
+    popularity,
     random_policy,
     rule_aware,
     run_episodes,
@@ -47,12 +49,29 @@ def _started(dynamics: Dynamics, users: list[int], shown: list[list[int]]) -> An
     return state
 
 
+class EndsAboveTheLast:
+    """A rule that answers for all items at once: a higher index than the last item's ends it."""
+
+    name = "above"
+
+    def __call__(self, context: RuleContext) -> Any:
+        return context.items > self._last(context)
+
+    def ends(self, context: RuleContext) -> Any:
+        return np.arange(context.mask.shape[1])[None, :] > self._last(context)[:, None]
+
+    def _last(self, context: RuleContext) -> Any:
+        last = context.shown[context.rows, np.maximum(context.steps - 1, 0)]
+        return np.where(context.steps > 0, last, 99)
+
+
 RULES = (
     CategoryDiversity(3, 2),
     CategoryDiversity(4, 2, name="longer"),
     Repeat(),
     Similarity(threshold=0.6, window=2, min_reward=1.5),
     EndsOnLowRewards(),
+    EndsAboveTheLast(),
 )
 
 
@@ -106,6 +125,38 @@ def test_choices_by_hand() -> None:
     assert rule_aware()(dynamics, stuck, NOBODY).tolist() == [5]
 
 
+def test_popularity_by_hand() -> None:
+    """Train interactions: 0 three times, 3 twice, 5 once."""
+    toy = toy_prepared()
+    train = np.zeros(18, bool)
+    train[[0, 6, 12, 3, 9, 17]] = True
+    prepared = dataclasses.replace(toy, train_rows=train, test_rows=~train)
+    dynamics = Dynamics(prepared, split="train", rules=(), limit=9)
+    state = _started(dynamics, [0, 1], [])
+    chosen = []
+    for _ in range(6):
+        chosen.append(popularity(dynamics, state, NOBODY))
+        dynamics.step(state, chosen[-1])
+    assert np.array(chosen).T.tolist() == [[0, 3, 5, 1, 2, 4]] * 2
+
+
+def test_popularity_shows_the_same_again_where_that_is_allowed() -> None:
+    dynamics = Dynamics(TOY, split="train", rules=(), limit=4, repeats=True)
+    episodes = run_episodes(dynamics, popularity, 3, seed=0)
+    assert all(len(set(actions)) == 1 and len(actions) == 4 for actions in episodes.actions)
+
+
+def test_the_price_does_not_count_for_the_last_item() -> None:
+    """User 0 after 1, 3 and 0: everything ends; 5 is liked most, 2 has two categories."""
+    dynamics = Dynamics(TOY, split="train", rules=(CategoryDiversity(3, 2), Repeat()), limit=9)
+    table = REWARDS.copy()
+    table[0, 2] = 4.8  # with a price of 1 for each category it would lose to item 5 at 4.5
+    richer = Dynamics(TOY, split="train", rules=dynamics.rules, limit=9, table=table)
+    stuck = _started(richer, [0], [[1], [3], [0]])
+    assert ending_items(richer, stuck).all()
+    assert oracle(tag_price=1.0)(richer, stuck, NOBODY).tolist() == [2]
+
+
 def test_a_price_on_categories_prefers_items_with_few() -> None:
     dynamics = Dynamics(TOY, split="train", rules=(), limit=9)
     state = _started(dynamics, [0], [[0], [5], [1]])
@@ -153,7 +204,7 @@ def test_whole_sessions_by_hand() -> None:
     assert run_episodes(dynamics, greedy, 0, seed=0).actions == ()
 
 
-@pytest.mark.parametrize("planner", [greedy, rule_aware(), oracle(), explorer()])
+@pytest.mark.parametrize("planner", [greedy, popularity, rule_aware(), oracle(), explorer()])
 def test_planners_never_show_an_item_twice(prepared: Prepared, planner: Any) -> None:
     dynamics = Dynamics(prepared, split="test", rules=(), limit=40)
     episodes = run_episodes(dynamics, planner, 20, seed=1)

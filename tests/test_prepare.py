@@ -119,6 +119,21 @@ def test_a_changed_setting_makes_another_artefact(small: Dataset, tmp_path: Path
     assert make(small, tmp_path).path != make(small, tmp_path, config).path
 
 
+def test_without_test_rows_there_is_one_model_of_all_interactions(
+    small: Dataset, tmp_path: Path
+) -> None:
+    prepared = make(small, tmp_path, dataclasses.replace(QUICK, test_fraction=0.0))
+    assert prepared.train_rows.all()
+    assert not prepared.test_rows.any()
+    assert np.array_equal(prepared.rows("train"), prepared.rows("test"))
+    assert sum(map(len, prepared.histories())) == len(small.interactions)
+    assert list(prepared.card["world_model"]) == ["train"]
+    table = card_table(prepared.card)
+    assert "World model, train" in table
+    assert "World model, test" not in table
+    assert "Agreement" not in table
+
+
 @pytest.mark.parametrize("broken", ["prepared.json", "train_model/model.safetensors"])
 def test_a_broken_artefact_is_made_again(
     broken: str, small: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -23,7 +23,7 @@ from recsim_env import (
     simulator,
 )
 from recsim_env.encoders import EncoderConfig
-from recsim_env.registration import ENVIRONMENTS
+from recsim_env.registration import EASYRL4REC, ENVIRONMENTS
 from recsim_env.termination import CategoryDiversity
 from recsim_env.world_model import WorldModelConfig
 
@@ -57,7 +57,7 @@ def test_the_names() -> None:
         *WITH_DATA[2:],
         "IlRecSynthetic-v0",
     ]
-    assert all(name in gym.registry for name in ENVIRONMENTS)
+    assert all(name in gym.registry for name in (*ENVIRONMENTS, EASYRL4REC))
     recsim_env.register_envs()  # a second time changes nothing and warns of nothing
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsim_env.datasets.assemble import Features, Item, Rows, assemble, combine_pairs
 from recsim_env.datasets.dataset import Dataset
@@ -15,10 +16,10 @@ from recsim_env.datasets.sources import Source, find_root, first_existing
 from recsim_env.datasets.tables import identifiers, numbers, read_json, read_table, texts
 from recsim_env.errors import DataError, near_miss
 
-__all__ = ["CoatSource"]
+__all__ = ["CoatSource", "pseudo_ground_truth"]
 
 _RATINGS, _USERS, _ITEMS = "ratings.parquet", "users.parquet", "items.parquet"
-_FEATURES = "feature_names.json"
+_FEATURES, _COMPLETE = "feature_names.json", "pseudo_ground_truth.parquet"
 _ITEM_COLUMNS = ("gender", "jackettype", "color", "onfrontpage")
 
 
@@ -93,6 +94,45 @@ class CoatSource(Source):
                 f"{values['color']}; on the front page: {values['onfrontpage']}.",
             )
         return items
+
+
+def pseudo_ground_truth(dataset: Dataset, root: str | Path | None = None) -> NDArray[np.float32]:
+    """Reads the published completion of Coat's ratings, which simulators take for the truth.
+
+    Args:
+        dataset: Coat, whose users and items the rows and columns shall be.
+        root: The data folder; None: see `find_root`.
+
+    Returns:
+        (n_users, n_items) float32 in [1, 5], in the dataset's order.
+
+    Raises:
+        MissingDataError: The file is not there.
+        DataError: A user or an item of the dataset is not in it, or a rating is out of range.
+    """
+    place = find_root(root)
+    _, folder = first_existing(place, ("coat",), {"completion": (_COMPLETE,)}, "coat")
+    table = read_table(folder / _COMPLETE)
+    columns = {name: k for k, name in enumerate(table.column_names)}
+    ratings = np.stack([numbers(table[name], name) for name in table.column_names], axis=1)
+    known = {str(k) for k in range(len(ratings))}
+    lost = next((i for i in dataset.catalogue.item_ids if i not in columns), None)
+    lost = lost or next((u for u in dataset.user_ids if u not in known), None)
+    if lost is not None:
+        raise DataError(
+            f"{folder / _COMPLETE} has {len(ratings)} rows and {len(columns)} columns, among them "
+            f"none for {lost!r}, expected one row for each user 0, 1, ... and one column for each "
+            "item of Coat: give the dataset 'coat'."
+        )
+    users = np.array([int(user) for user in dataset.user_ids])
+    items = np.array([columns[item] for item in dataset.catalogue.item_ids])
+    chosen: NDArray[np.float32] = ratings[np.ix_(users, items)].astype(np.float32)
+    if not ((chosen >= 1.0) & (chosen <= 5.0)).all():
+        raise DataError(
+            f"{folder / _COMPLETE} has ratings from {chosen.min()} to {chosen.max()}, expected 1 "
+            "to 5: fetch the file again."
+        )
+    return chosen
 
 
 def _title(values: dict[str, str], item_id: str) -> str:

@@ -32,15 +32,15 @@ def split_interactions(
 
     Args:
         interactions: The rows.
-        test_fraction: Share of test rows, above 0 and below 1.
+        test_fraction: Share of test rows, in [0, 1); 0 keeps all rows for learning.
         seed: Of the random order.
 
     Raises:
         DataError: `test_fraction` is out of range.
     """
-    if not 0.0 < test_fraction < 1.0:
+    if not 0.0 <= test_fraction < 1.0:
         raise DataError(
-            f"test_fraction={test_fraction} came, expected a share above 0 and below 1: "
+            f"test_fraction={test_fraction} came, expected a share from 0 to below 1: "
             "give for example 0.5."
         )
     rng = np.random.default_rng(seed)

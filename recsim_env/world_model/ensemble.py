@@ -24,6 +24,7 @@ from recsim_env.errors import ArtefactError, DataError
 from recsim_env.threads import one_thread
 from recsim_env.world_model.biases import Biases
 from recsim_env.world_model.deepfm import DeepFM, Half
+from recsim_env.world_model.kernel import kernel_table
 
 __all__ = ["WorldModel", "WorldModelConfig"]
 
@@ -56,6 +57,10 @@ class WorldModelConfig:
         patience: Passes without a better validation error before the fit ends.
         validation_fraction: Share of the rows kept aside for early stopping and calibration.
         card_fraction: Share of the rows kept aside for the figures of the model card.
+        kernel_share: Share of a kernel regression (`kernel_table`) in the ratings of known users,
+            in [0, 1]; raising it helps where ratings are few and features tell much. The regression
+            needs no early stopping, so in the end it is fitted on the rows kept aside too. None: no
+            such regression.
     """
 
     members: int = 5
@@ -71,6 +76,7 @@ class WorldModelConfig:
     patience: int = 5
     validation_fraction: float = 0.1
     card_fraction: float = 0.1
+    kernel_share: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -95,6 +101,11 @@ class WorldModelConfig:
                 raise DataError(
                     f"WorldModelConfig.{name} is {getattr(self, name)}, expected a share in [0, 1)."
                 )
+        if self.kernel_share is not None and not 0 <= self.kernel_share <= 1:
+            raise DataError(
+                f"WorldModelConfig.kernel_share is {self.kernel_share}, expected a share in [0, 1] "
+                "or None."
+            )
         if self.validation_fraction + self.card_fraction > 0.8:
             raise DataError(
                 "WorldModelConfig keeps more than 80 % of the rows aside; lower "
@@ -131,7 +142,8 @@ class WorldModel:
     by the history alone: in training the id is left out at random. In training the target's own
     item never stands in its history; a prediction uses the whole history, also where it holds the
     item that is scored. The first-order weights start at regularised biases, each training row
-    seeing them less its own share (`Biases.own_share`).
+    seeing them less its own share (`Biases.own_share`). With ``kernel_share``, the mean of a known
+    user is blended with a kernel regression; the disagreement stays that of the members.
 
     Made by :meth:`fit` or :meth:`load`.
     """
@@ -144,12 +156,14 @@ class WorldModel:
         user_features: Floats,
         variance_fit: tuple[float, float] = (1.0, 0.0),
         report: dict[str, Any] | None = None,
+        kernel_UI: Floats | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.config = config
         self.report: dict[str, Any] = report or {}
         self._histories_UL = histories_UL
         self._user_features = user_features
+        self._kernel_UI = kernel_UI
         self.variance_fit = variance_fit
         with torch.no_grad():
             self._items = network.item_half(torch.arange(network.n_items))
@@ -239,7 +253,8 @@ class WorldModel:
         with one_thread():
             epochs = trainer.run(fit, validation, rng, progress)
         held_out = card if len(card) else validation
-        model = cls(network, config, histories_UL, features)
+        kernel_UI = _kernel(config, data.take(fit), features, dataset)
+        model = cls(network, config, histories_UL, features, kernel_UI=kernel_UI)
         model.variance_fit = model._calibrate(data.take(validation))
         model.report = {
             **model._errors(data.take(fit), data.take(held_out), biases),
@@ -248,6 +263,7 @@ class WorldModel:
             "seed": seed,
             "seconds": round(time.perf_counter() - started, 2),
         }
+        model._kernel_UI = _kernel(config, data, features, dataset)
         return model
 
     def predict(
@@ -284,6 +300,9 @@ class WorldModel:
                 scores_BM = self.network.score(user, item).numpy()
             mean[part] = scores_BM.mean(1)
             variance[part] = self._variance(scores_BM.var(1))
+        if self._kernel_UI is not None:
+            known = who >= 0
+            mean[known] = self._blend(mean[known], self._kernel_UI[who[known], items[known]])
         return mean.clip(1.0, 5.0), variance
 
     def rows(
@@ -344,8 +363,16 @@ class WorldModel:
             mean /= members
             if with_variance:
                 square = (square / members - (mean - 3.0).square()).clamp_(min=0.0)
-        out = mean.clamp_(1.0, 5.0).numpy()
-        return out, self._variance(square.numpy())
+        out: Floats = mean.numpy()
+        if self._kernel_UI is not None:
+            known = np.asarray(users) >= 0
+            out[known] = self._blend(out[known], self._kernel_UI[users[known]])
+        return out.clip(1.0, 5.0), self._variance(square.numpy())
+
+    def _blend(self, network: Floats, kernel: Floats) -> Floats:
+        """Ratings of known users, from the network's and the kernel regression's."""
+        share = np.float32(self.config.kernel_share or 0.0)
+        return network + share * (kernel - network)
 
     def _user_half(
         self,
@@ -438,6 +465,8 @@ class WorldModel:
             tensors = dict(self.network.state_dict())
             tensors["histories"] = torch.from_numpy(self._histories_UL)
             tensors["user_features"] = torch.from_numpy(np.array(self._user_features))
+            if self._kernel_UI is not None:
+                tensors["kernel"] = torch.from_numpy(self._kernel_UI)
             save_file(
                 {name: t.contiguous() for name, t in tensors.items()},
                 target / "model.safetensors",
@@ -474,6 +503,7 @@ class WorldModel:
             tensors = load_file(folder / "model.safetensors")
             histories = tensors.pop("histories").numpy()
             features = tensors.pop("user_features").numpy()
+            kernel = tensors.pop("kernel").numpy() if "kernel" in tensors else None
             network = DeepFM(
                 len(tensors["user"]) - 1,
                 tensors["categories"],
@@ -493,7 +523,16 @@ class WorldModel:
                 "prepare the data again."
             ) from error
         scale, offset = meta["variance_fit"]
-        return cls(network, config, histories, features, (scale, offset), meta["report"])
+        return cls(network, config, histories, features, (scale, offset), meta["report"], kernel)
+
+
+def _kernel(
+    config: WorldModelConfig, rows: _Rows, features: Floats, dataset: Dataset
+) -> Floats | None:
+    """The kernel regression's ratings of every pair, (n_users, n_items); None where not wanted."""
+    if config.kernel_share is None:
+        return None
+    return kernel_table(*rows, features, dataset.catalogue.category_matrix)
 
 
 def _user_histories(
