@@ -90,7 +90,8 @@ def _observer_for(model: Predictor, dynamics: Dynamics) -> Observer:
             f"A model for {n_actions} items came for a dataset of {dynamics.n_items}: name the "
             "dataset that it was trained on."
         )
-    space = model.observation_space
+    # algorithms whose observations carry their masks tell what they take beside masks
+    space = getattr(model, "plain_observation_space", model.observation_space)
     if isinstance(space, spaces.Dict):
         observer = Observer(dynamics, "dict")
     elif np.issubdtype(space.dtype, np.integer):

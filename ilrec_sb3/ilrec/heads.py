@@ -3,9 +3,9 @@
 Over a catalogue of thousands a one-hot head learns next to nothing. An item scorer scores item a in
 state s as
 
-    f(s) . g(a) + b(a) + c(s) r(s, a) + sum_j T_j(s)[k_j(s, a)]
+    v(s) + f(s) . g(a) + b(a) + c(s) r(s, a) + sum_j T_j(s)[k_j(s, a)]
 
-with g a linear map of the item's features, r(s, a) the reward that the train world model predicts,
+with v the level of the state, g a linear map of the item's features, r(s, a) the reward that the train world model predicts,
 and k_1(s, a) the largest count, in the window of the session-end rule, among the categories of a.
 Where observations tell the last items, k_2 and k_3 say how near a comes to any of them, in the
 space of text embeddings and in that of predicted rewards, as one of a few classes. The last two
@@ -257,8 +257,8 @@ class ItemScorer(nn.Module):
         self.scale = scale
         width = hidden[-1] if hidden else n_features
         self.table_size = sum(cross.sizes)
-        # columns of a head: f(s), c(s), T(s)
-        columns = dim + 1 + self.table_size
+        # columns of a head: f(s), c(s), T(s), v(s)
+        columns = dim + 1 + self.table_size + 1
         self.heads = nn.ModuleList(
             nn.Sequential(mlp(n_features, hidden, activation), nn.Linear(width, columns))
             for _ in range(n_heads)
@@ -284,8 +284,10 @@ class ItemScorer(nn.Module):
         user = cross.user(flat)
         result = []
         for head in self.heads:
-            f, slope, table = head(features).split([self.dim, 1, self.table_size], dim=1)
+            f, slope, table, level = head(features).split([self.dim, 1, self.table_size, 1], dim=1)
             weights = self.scale * th.cat([f, slope * user], dim=1)
+            # every item has one count, so the level of the state goes with the counts' table
+            table = th.cat([table[:, :N_COUNTS] + level, table[:, N_COUNTS:]], dim=1)
             result.append(Coefficients(weights, self.scale * table))
         return result
 

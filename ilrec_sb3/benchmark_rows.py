@@ -1,0 +1,479 @@
+"""Rows of a benchmark's tables: the cells of one policy, summed up over its seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilrec_sb3 import metrics
+from ilrec_sb3.cells import DEMONSTRATIONS, CellResult, check_comparable
+from ilrec_sb3.evaluation import RECORD_ENDED
+from recsim_env.errors import DataError
+from recsim_env.planners import Episodes
+
+__all__ = [
+    "CEILINGS",
+    "FLOORS",
+    "MAJORITY",
+    "ORACLE",
+    "OURS",
+    "PLANNER",
+    "RANDOM",
+    "SPECIAL",
+    "Background",
+    "Comparison",
+    "Figures",
+    "Results",
+    "Row",
+    "compare",
+    "demonstrated_pairs",
+    "dqn_row",
+    "gather",
+    "section_of",
+    "speed_bars",
+    "time_to",
+]
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+OURS = "ILRec"
+FLOORS = ("random", "popularity", "greedy")
+CEILINGS = ("rule-aware greedy", "rule-aware planner", "oracle")
+PLANNER, ORACLE, RANDOM = "rule-aware planner", "oracle", "random"
+SPECIAL = ("ablation", DEMONSTRATIONS, "sensitivity")
+MAJORITY = 3
+"""How many of the most frequent categories are the majority."""
+
+NEAR = 0.9
+"""Share of the planner's return whose reaching is timed."""
+
+_DQN = re.compile(r"(sb3:)?(Double)?DQN(\+items)?")
+
+
+@dataclass(frozen=True)
+class Background:
+    """What the metrics of shown items need to know of one environment.
+
+    Attributes:
+        environment: Its name in the grid.
+        title: What the report calls it.
+        n_items: Size of the catalogue.
+        categories: (n_items, C) 1 where an item carries a category.
+        category_names: Their C names.
+        popularity: (n_items,) train interactions.
+        text: (n_items, d) text embeddings, unit rows.
+    """
+
+    environment: str
+    title: str
+    n_items: int
+    categories: FloatArray
+    category_names: tuple[str, ...]
+    popularity: IntArray
+    text: FloatArray
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the sessions of one cell under one test mode came to.
+
+    Attributes:
+        sessions: How many.
+        length: Mean length, in items.
+        per_step: Mean reward of an item.
+        mean_return: Mean undiscounted return.
+        low: Lower end of its 95 % bootstrap interval over sessions.
+        high: Upper end.
+        shown: Metrics of what was shown, by name; empty without a background.
+    """
+
+    sessions: int
+    length: float
+    per_step: float
+    mean_return: float
+    low: float
+    high: float
+    shown: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy under one test mode; figures are interquartile means over its seeds.
+
+    Attributes:
+        label: Its name in the table.
+        algorithm: What it is.
+        group: Table that it belongs to.
+        mode: Test mode, "" where there is one only.
+        cells: Finished cells, by seed; none where all failed.
+        failed: Cells that failed.
+        figures: Of each finished cell.
+        returns: (k,) mean return of each.
+        mean_return: Their interquartile mean.
+        low: Lower end of its 95 % bootstrap interval over seeds and sessions.
+        high: Upper end.
+    """
+
+    label: str
+    algorithm: str
+    group: str
+    mode: str
+    cells: tuple[CellResult, ...]
+    failed: tuple[CellResult, ...]
+    figures: tuple[Figures, ...]
+    returns: NDArray[np.float64] = field(repr=False)
+    mean_return: float
+    low: float
+    high: float
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training made it."""
+        return any(cell.seed is not None for cell in (*self.cells, *self.failed))
+
+    @property
+    def section(self) -> str:
+        """Section of the table: "floor", "played", "offline", "online" or "ceiling"."""
+        return section_of(self.algorithm, self.trained)
+
+    @property
+    def length(self) -> float:
+        """Length of a session, in items."""
+        return float(metrics.interquartile_mean([f.length for f in self.figures]))
+
+    @property
+    def per_step(self) -> float:
+        """Reward of an item."""
+        return float(metrics.interquartile_mean([f.per_step for f in self.figures]))
+
+    @property
+    def seconds(self) -> float:
+        """Median wall time of training, or of playing where nothing was trained."""
+        return float(np.median([cell.seconds for cell in self.cells]))
+
+    @property
+    def steps(self) -> int:
+        """Median steps of training."""
+        return int(np.median([cell.steps for cell in self.cells]))
+
+    @property
+    def curves(self) -> list[tuple[tuple[int, float], ...]]:
+        """The learning curves of the seeds that have one."""
+        return [cell.curve for cell in self.cells if cell.curve]
+
+    def shown(self, name: str) -> float:
+        """Returns a metric of what was shown; NaN where it is not known."""
+        values = [figures.shown.get(name, np.nan) for figures in self.figures]
+        return float(metrics.interquartile_mean(values))
+
+    @property
+    def cut(self) -> float:
+        """Share of the sessions that ended because their record did, not the user."""
+        endings = [end for cell in self.cells for end in cell.episodes[self.mode].ended_by]
+        return endings.count(RECORD_ENDED) / len(endings)
+
+    def draws(self, stream: int = 0) -> NDArray[np.float64]:
+        """Returns bootstrap draws of ``mean_return``."""
+        played = [cell.episodes[self.mode] for cell in self.cells]
+        return metrics.bootstrap_iqm(
+            [episodes.returns for episodes in played], paired=_same_users(played), stream=stream
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one row stands to another.
+
+    Attributes:
+        other: The other row.
+        difference: Return of the one less that of the other.
+        low: Lower end of the 95 % bootstrap interval of ``difference``.
+        high: Upper end.
+        probability: P(one > other) over seeds.
+    """
+
+    other: Row
+    difference: float
+    low: float
+    high: float
+    probability: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is "above" or "below", the interval leaving out 0, or else "level"."""
+        if self.low > 0:
+            return "above"
+        return "below" if self.high < 0 else "level"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows of one environment.
+
+    Attributes:
+        environment: Its name.
+        title: What the report calls it.
+        modes: Test modes, the first one first; ("",) where there is one only.
+        rows: Rows by mode, in the order of the grid.
+        background: None where it is not known.
+    """
+
+    environment: str
+    title: str
+    modes: tuple[str, ...]
+    rows: Mapping[str, Sequence[Row]]
+    background: Background | None
+
+    def main(self, mode: str) -> list[Row]:
+        """Returns the rows of the main table; floors and ceilings of any group among them."""
+        found: dict[str, Row] = {}
+        for row in self.rows[mode]:
+            if row.group not in SPECIAL or row.section in ("floor", "ceiling"):
+                found.setdefault(row.label, row)
+        return list(found.values())
+
+    def group(self, mode: str, group: str) -> list[Row]:
+        """Returns the rows of a special group without floors and ceilings."""
+        return [
+            row
+            for row in self.rows[mode]
+            if row.group == group and row.section not in ("floor", "ceiling")
+        ]
+
+    def named(self, mode: str, name: str) -> Row | None:
+        """Returns the first finished row with this algorithm, that of the main table if any."""
+        candidates = [row for row in self.rows[mode] if row.algorithm == name and row.cells]
+        return min(candidates, key=lambda row: row.group in SPECIAL, default=None)
+
+    def planner(self, mode: str) -> Row | None:
+        """Returns the rule-aware planner, else the rule-aware greedy one."""
+        return self.named(mode, PLANNER) or self.named(mode, CEILINGS[0])
+
+    def ours(self, mode: str) -> Row | None:
+        """Returns ILRec's row: that of its name, else the first of the main table."""
+        candidates = [
+            row
+            for row in self.rows[mode]
+            if row.algorithm == OURS
+            and row.cells
+            and (row.label == OURS or row.group not in SPECIAL)
+        ]
+        return min(
+            candidates, key=lambda row: (row.label != OURS, row.group in SPECIAL), default=None
+        )
+
+
+def section_of(algorithm: str, trained: bool) -> str:
+    """Returns the section of the table that a policy belongs to.
+
+    Args:
+        algorithm: Its name.
+        trained: Whether a training made it.
+    """
+    if algorithm in FLOORS:
+        return "floor"
+    if algorithm in CEILINGS:
+        return "ceiling"
+    if not trained:
+        return "played"
+    return "offline" if algorithm.startswith("offline:") else "online"
+
+
+def gather(
+    cells: Sequence[CellResult], backgrounds: Mapping[str, Background]
+) -> tuple[Results, ...]:
+    """Sums up cells by environment, mode and row, in the order in which they come.
+
+    Args:
+        cells: Of any number of environments.
+        backgrounds: Of environments, by name; one that is missing costs the metrics of what was
+            shown.
+
+    Raises:
+        DataError: Without any cell, where cells of one environment have other fingerprints, or
+            where two cells are the same.
+    """
+    if not cells:
+        raise DataError("No cell came to report on; run the benchmark first.")
+    found = []
+    for environment in dict.fromkeys(cell.environment for cell in cells):
+        own = [cell for cell in cells if cell.environment == environment]
+        _check(environment, own)
+        background = backgrounds.get(environment)
+        modes = tuple(dict.fromkeys(mode for cell in own for mode in cell.episodes)) or ("",)
+        rows = {mode: list(_rows(own, mode, background)) for mode in modes}
+        title = background.title if background else environment
+        found.append(Results(environment, title, modes, rows, background))
+    return tuple(found)
+
+
+def _check(environment: str, cells: Sequence[CellResult]) -> None:
+    check_comparable([cell for cell in cells if not cell.failed])
+    seen = set()
+    for cell in cells:
+        key = (cell.group, cell.label, cell.seed)
+        if key in seen:
+            raise DataError(
+                f"Two cells of {environment!r} are {cell.label!r} with seed {cell.seed}; give "
+                "their rows labels of their own."
+            )
+        seen.add(key)
+
+
+def _rows(cells: Sequence[CellResult], mode: str, background: Background | None) -> Iterable[Row]:
+    for group, label in dict.fromkeys((cell.group, cell.label) for cell in cells):
+        same = [cell for cell in cells if (cell.group, cell.label) == (group, label)]
+        # a policy that was not played under this mode has no row there
+        finished = [cell for cell in same if not cell.failed and mode in cell.episodes]
+        failed = [cell for cell in same if cell.failed]
+        if finished or failed:
+            yield _row(finished, failed, mode, background)
+
+
+def _row(
+    cells: Sequence[CellResult],
+    failed: Sequence[CellResult],
+    mode: str,
+    background: Background | None,
+) -> Row:
+    first = (*cells, *failed)[0]
+    cells = sorted(cells, key=lambda cell: -1 if cell.seed is None else cell.seed)
+    figures = tuple(_figures(cell.episodes[mode], background) for cell in cells)
+    returns = np.array([f.mean_return for f in figures], np.float64)
+    mean, low, high = (float("nan"),) * 3
+    if cells:
+        played = [cell.episodes[mode] for cell in cells]
+        draws = metrics.bootstrap_iqm([e.returns for e in played], paired=_same_users(played))
+        low, high = metrics.interval(draws)
+        mean = float(metrics.interquartile_mean(returns))
+    return Row(
+        label=first.label,
+        algorithm=first.algorithm,
+        group=first.group,
+        mode=mode,
+        cells=tuple(cells),
+        failed=tuple(failed),
+        figures=figures,
+        returns=returns,
+        mean_return=mean,
+        low=low,
+        high=high,
+    )
+
+
+def _same_users(played: Sequence[Episodes]) -> bool:
+    return all(np.array_equal(played[0].users, episodes.users) for episodes in played[1:])
+
+
+def _figures(played: Episodes, background: Background | None) -> Figures:
+    if len(played.returns) == 0:
+        raise DataError("A cell without any session came; play at least one.")
+    low, high = metrics.interval(metrics.bootstrap_iqm([played.returns]))
+    return Figures(
+        sessions=len(played.returns),
+        length=float(played.lengths.mean()),
+        per_step=float(played.returns.sum(dtype=np.float64) / played.lengths.sum()),
+        mean_return=float(played.returns.mean(dtype=np.float64)),
+        low=low,
+        high=high,
+        shown=_shown(played, background) if background else {},
+    )
+
+
+def _shown(played: Episodes, background: Background) -> dict[str, float]:
+    shown = metrics.exposure(played.actions, background.n_items)
+    categories = background.categories
+    return {
+        "coverage": metrics.coverage(shown),
+        "diversity": metrics.intra_session_diversity(played.actions, background.text),
+        "category diversity": metrics.intra_session_diversity(played.actions, categories),
+        "category entropy": metrics.category_entropy(shown, categories),
+        "novelty": metrics.novelty(shown, background.popularity),
+        "majority share": metrics.majority_share(shown, categories, MAJORITY),
+        "gini": metrics.gini(shown),
+    }
+
+
+def compare(one: Row, other: Row) -> Comparison:
+    """Compares two finished rows; the sessions of both are drawn alike where they are the same."""
+    low, high = metrics.interval(one.draws(stream=1) - other.draws())
+    return Comparison(
+        other=other,
+        difference=one.mean_return - other.mean_return,
+        low=low,
+        high=high,
+        probability=metrics.probability_of_improvement(one.returns, other.returns),
+    )
+
+
+def time_to(row: Row, bar: float) -> tuple[float | None, float | None]:
+    """Returns the median steps and seconds of training until a return is reached.
+
+    Seconds are the training's, in proportion to its steps. None where half of the seeds did not
+    get there.
+
+    Args:
+        row: With learning curves.
+        bar: The return.
+    """
+    steps, seconds = [], []
+    for cell in row.cells:
+        if cell.curve:
+            first = metrics.first_step(cell.curve, bar)
+            steps.append(first)
+            seconds.append(cell.seconds * first / max(cell.steps, 1))
+    return metrics.median_or_never(steps), metrics.median_or_never(seconds)
+
+
+def dqn_row(rows: Iterable[Row]) -> Row | None:
+    """Returns the best DQN, plain or double, with or without items, that has a learning curve."""
+    family = [row for row in rows if _DQN.fullmatch(row.algorithm) and row.curves]
+    return max(family, key=lambda row: row.mean_return, default=None)
+
+
+def speed_bars(results: Results) -> dict[str, float]:
+    """Returns the returns whose reaching is timed, by name: of the planner and of the best DQN."""
+    mode = results.modes[0]
+    bars = {}
+    planner, dqn = results.planner(mode), dqn_row(results.main(mode))
+    if planner is not None:
+        bars[f"{100 * NEAR:.0f} % of the {planner.label}"] = NEAR * planner.mean_return
+    if dqn is not None:
+        # its curve's last points: played by the same sessions as all other points
+        last = [curve[-1][1] for curve in dqn.curves]
+        bars[f"the final return of {dqn.label}"] = float(metrics.interquartile_mean(last))
+    return bars
+
+
+def demonstrated_pairs(results: Results, mode: str) -> list[tuple[Row | None, Row]]:
+    """Returns what learned from each kind of demonstrations beside these demonstrations.
+
+    Rows belong together where their labels are the same but for the words "ILRec" and
+    "demonstrations": "ILRec, GPT-4" and "demonstrations GPT-4".
+
+    Args:
+        results: Of one environment.
+        mode: Test mode.
+    """
+    rows = [row for row in results.rows[mode] if row.cells]
+    own = {_source(row): row for row in rows if row.algorithm == DEMONSTRATIONS}
+    learned = [
+        row
+        for row in rows
+        if row.algorithm != DEMONSTRATIONS and row.trained and row.group == DEMONSTRATIONS
+    ]
+    ours = results.ours(mode)
+    if ours is not None and ours.group != DEMONSTRATIONS:
+        learned.insert(0, ours)
+    pairs = [(own.get(_source(row)), row) for row in learned]
+    return [(shown, row) for shown, row in pairs if shown or row.group == DEMONSTRATIONS]
+
+
+def _source(row: Row) -> str:
+    words = re.sub(rf"{OURS}|{DEMONSTRATIONS}|\W+", " ", row.label, flags=re.IGNORECASE)
+    return " ".join(words.lower().split())
