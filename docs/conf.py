@@ -41,7 +41,7 @@ napoleon_use_ivar = True
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
 
-COMMANDS = ("", "demo", "prepare", "collect", "train", "evaluate")
+COMMANDS = ("", "demo", "prepare", "collect", "train", "evaluate", "benchmark")
 """Sub-commands whose help is shown on the page on the command line."""
 
 

@@ -33,6 +33,7 @@ examples:
   ilrec prepare --interactions plays.csv --items games.csv --name mine
   ilrec train --dataset mine --steps 50000 --out runs/mine
   ilrec evaluate runs/mine
+  ilrec benchmark benchmarks/grids/smoke.toml
 
 `ilrec COMMAND --help` tells more. Exit codes: 0 done, 1 something in the data or settings was
 not usable (one sentence says what), 2 a wrong command line, 130 stopped by Ctrl-C (the same
@@ -148,7 +149,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     subparsers = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
     )
-    for add in (_add_demo, _add_prepare, _add_train, _add_evaluate):
+    for add in (_add_demo, _add_prepare, _add_train, _add_evaluate, _add_benchmark):
         add(subparsers)
     _plug_in(_COMMANDS, lambda add: add(subparsers))
     commands: dict[str, _Parser] = dict(subparsers.choices)
@@ -212,7 +213,7 @@ def _add_demo(subparsers: Any) -> None:
         "--algorithms",
         nargs="+",
         metavar="NAME",
-        help="what to train (default: DQN A2C DiscreteSAC ILRec; MaskablePPO is there too)",
+        help="what to train (default: DQN A2C DiscreteSAC ILRec; others: see ilrec train)",
     )
     parser.add_argument(
         "--episodes",
@@ -480,14 +481,15 @@ def _add_train(subparsers: Any) -> None:
         "--algorithm",
         default="ILRec",
         metavar="NAME",
-        help="ILRec, DiscreteSAC, DQN, A2C or MaskablePPO (default: ILRec)",
+        help="ILRec, DiscreteSAC, DoubleDQN, sb3:CLASS, contrib:CLASS, offline:NAME, with +items "
+        "for masks and item heads and @NAME for a reward model (default: ILRec)",
     )
     parser.add_argument(
         "--steps",
         type=cl.positive,
         default=100_000,
         metavar="N",
-        help="env steps (default: 100000)",
+        help="env steps, gradient steps of offline algorithms (default: 100000)",
     )
     parser.add_argument(
         "--seed", type=cl.seed, default=0, metavar="S", help="of the training (default: 0)"
@@ -523,6 +525,7 @@ def _add_train(subparsers: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from ilrec_sb3.baselines import find_algorithm
     from ilrec_sb3.training import TrainConfig, train
 
     config = TrainConfig(
@@ -547,7 +550,8 @@ def _train(arguments: argparse.Namespace) -> int:
         progress=arguments.progress,
         say=cl.say,
     )
-    cl.say(f"{config.algorithm} after {model.num_timesteps:,} env steps: {out / 'model.zip'}")
+    kind = "gradient" if find_algorithm(config.algorithm).offline else "env"
+    cl.say(f"{config.algorithm} after {model.num_timesteps:,} {kind} steps: {out / 'model.zip'}")
     cl.say(f"Next: ilrec evaluate {out}")
     return 0
 
@@ -624,6 +628,90 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         progress=arguments.progress,
     )
     cl.show(table)
+    return 0
+
+
+# -- ilrec benchmark -------------------------------------------------------------------------------
+
+
+def _add_benchmark(subparsers: Any) -> None:
+    parser: _Parser = subparsers.add_parser(
+        "benchmark",
+        help="a grid of algorithms, environments and seeds, and one report of it",
+        description=(
+            "Makes the cells of a grid (one policy, one environment, one seed each) in several\n"
+            "processes and puts them together: report.md, report.html, tables.csv and plots.\n"
+            "Every cell is written whole when it is finished. The same command goes on with what\n"
+            "is missing and tries again what failed."
+        ),
+        epilog=(
+            "examples:\n"
+            "  ilrec benchmark benchmarks/grids/smoke.toml              made-up data, seconds\n"
+            "  ilrec benchmark benchmarks/grids/steam.toml --data ~/data --jobs 2\n"
+            "  ilrec benchmark benchmarks/grids/steam.toml --only 'ILRec*' --fresh\n"
+            "  ilrec benchmark benchmarks/grids/steam.toml --report-only\n"
+            "Exit code 1: a cell failed; its folder has failed.json and traceback.txt.\n"
+        ),
+    )
+    parser.add_argument("grid", metavar="GRID.toml", help="what to make")
+    parser.add_argument(
+        "--jobs", type=cl.positive, default=1, metavar="N", help="processes (default: 1)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the run (default: runs/benchmark-<name>)"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="make these rows only; * stands for any text",
+    )
+    parser.add_argument(
+        "--environments", nargs="+", default=[], metavar="NAME", help="make these only"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="make what is asked for anew, also where it is there"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="make no cell, only the report of those there"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be made, and make nothing"
+    )
+    cl.add_common(parser)
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from ilrec_sb3.benchmark import run_benchmark
+    from ilrec_sb3.grid import load_grid
+
+    result = run_benchmark(
+        load_grid(arguments.grid),
+        arguments.out,
+        data=arguments.data,
+        cache=arguments.cache,
+        jobs=arguments.jobs,
+        only=arguments.only,
+        environments=arguments.environments,
+        fresh=arguments.fresh,
+        report_only=arguments.report_only,
+        dry_run=arguments.dry_run,
+        progress=arguments.progress,
+        command=arguments.argv,
+        say=cl.say,
+    )
+    if result.report is not None:
+        cl.say(f"Report: {result.report}")
+    if result.failed:
+        cl.say(f"{result.failed} cells failed; the same command tries them again.")
+        return 1
     return 0
 
 

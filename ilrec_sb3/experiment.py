@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,27 +15,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from ilrec_sb3.baselines import find_algorithm, make_model, save_model
-from ilrec_sb3.evaluation import Summary, as_planner, replay_sessions, summarise, summarise_seeds
+from ilrec_sb3.baselines import find_algorithm, make_model
+from ilrec_sb3.cells import (
+    DEMONSTRATIONS,
+    EPISODES,
+    TAG_PRICES,
+    CellResult,
+    CurveCallback,
+    Stage,
+    Task,
+    best_tag_price,
+    code_hash,
+    make_planner,
+    read_cell,
+    run_task,
+    versions,
+    write_cell,
+)
+from ilrec_sb3.evaluation import summarise, summarise_seeds
 from ilrec_sb3.report import Curve, Row, findings, plot_curves, table_markdown
 from recsim_env import artefacts
 from recsim_env.demonstrations import demonstrations
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError
-from recsim_env.planners import (
-    Episodes,
-    Planner,
-    greedy,
-    oracle,
-    random_policy,
-    rule_aware,
-    run_episodes,
-)
+from recsim_env.planners import Planner
 from recsim_env.prepare import Prepared, prepare
 from recsim_env.settings import from_mapping
 from recsim_env.simulator import Observer
@@ -59,13 +60,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-TAG_PRICES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Prices tried for the planners' ``tag_price``, in reward units for each category of an item."""
-
-DEMONSTRATIONS = "demonstrations"
-_CELL = "cell.json"
-_EPISODES = "episodes.parquet"
-_PACKAGES = ("recsim_env", "llm_expert", "ilrec_sb3")
+_BELOW, _ABOVE = ("random", "greedy"), ("rule-aware planner", "oracle")
+"""Policies of the table that need no training, before and after those that are trained."""
 _TRIAL_STEPS = 320
 # Demonstrations make a gradient step this much dearer, and a warm start costs as much as so many
 # env steps.
@@ -164,74 +160,6 @@ class ExperimentResult:
     findings: tuple[str, str, str]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """The finished result of one policy and, where it was trained, one seed."""
-
-    policy: str
-    seed: int | None
-    summary: Summary
-    seconds: float
-    steps: int
-    curve: tuple[tuple[int, float], ...] = ()
-
-    @property
-    def folder_name(self) -> str:
-        return _cell_name(self.policy, self.seed)
-
-
-class CurveCallback(BaseCallback):
-    """Evaluates a model on a few fixed test sessions along its training.
-
-    Args:
-        dynamics: Where to evaluate.
-        every: Env steps between evaluations.
-        episodes: Sessions of each; the same users every time.
-        seed: Draws the users.
-        deterministic: As in `ilrec_sb3.evaluation.as_planner`.
-    """
-
-    def __init__(
-        self,
-        dynamics: Dynamics,
-        *,
-        every: int,
-        episodes: int = 64,
-        seed: int = 0,
-        deterministic: bool = True,
-    ) -> None:
-        super().__init__()
-        self.dynamics = dynamics
-        self.every = every
-        self.episodes = episodes
-        self.seed = seed
-        self.deterministic = deterministic
-        self.curve: list[tuple[int, float]] = []
-        self.seconds = 0.0
-        self._next = 0
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps >= self._next:
-            self._evaluate()
-
-    def _on_training_end(self) -> None:
-        if not self.curve or self.curve[-1][0] != self.num_timesteps:
-            self._evaluate()
-
-    def _evaluate(self) -> None:
-        started = time.perf_counter()
-        self._next = (self.num_timesteps // self.every + 1) * self.every
-        planner = as_planner(self.model, self.dynamics, deterministic=self.deterministic)
-        played = run_episodes(self.dynamics, planner, self.episodes, self.seed)
-        mean = float(played.returns.mean(dtype=np.float64))
-        self.curve.append((self.num_timesteps, mean))
-        self.logger.record("curve/return", mean)
-        self.seconds += time.perf_counter() - started
-
-
 def experiment_dynamics(config: ExperimentConfig, prepared: Prepared) -> tuple[Dynamics, Dynamics]:
     """Returns the train and the test dynamics of an experiment."""
     rules = make_rules(
@@ -246,37 +174,12 @@ def experiment_dynamics(config: ExperimentConfig, prepared: Prepared) -> tuple[D
     )
 
 
-def best_tag_price(
-    dynamics: Dynamics, make: Callable[[float], Planner], episodes: int = 200, seed: int = 0
-) -> float:
-    """Returns the price of `TAG_PRICES` with which a planner does best; the lowest of equals.
-
-    Args:
-        dynamics: Where to try them.
-        make: `rule_aware` or `oracle`.
-        episodes: Sessions for each price.
-        seed: Draws their users.
-    """
-    means = [
-        float(run_episodes(dynamics, make(price), episodes, seed).returns.mean(dtype=np.float64))
-        for price in TAG_PRICES
-    ]
-    return TAG_PRICES[int(np.argmax(means))]
-
-
 def planners(train: Dynamics, test: Dynamics) -> dict[str, Planner]:
     """Returns the policies that need no training, by their names in the table.
 
-    The rule-aware planner's price of a category is chosen on the train world model, as a
-    recommender could; the oracle's on the test world model, whose rewards it sees. Both look one
-    item ahead, so the oracle is a high bar, not an upper bound.
+    See `ilrec_sb3.cells.make_planner`.
     """
-    return {
-        "random": random_policy,
-        "greedy": greedy,
-        "rule-aware planner": rule_aware(best_tag_price(train, rule_aware)),
-        "oracle": oracle(best_tag_price(test, oracle)),
-    }
+    return {name: make_planner(name, train, test) for name in (*_BELOW, *_ABOVE)}
 
 
 def run_experiment(
@@ -323,7 +226,7 @@ def run_experiment(
     identity = {
         "config": config.to_dict(),
         "data": prepared.fingerprint,
-        "code": _code_hash(),
+        "code": code_hash(),
     }
     folder, resumed = _choose_folder(Path(out), config, identity, name, fresh)
     if resumed:
@@ -332,123 +235,51 @@ def run_experiment(
         _write_identity(folder, identity, command)
     train, test = experiment_dynamics(config, prepared)
     demonstrated = _demonstrations(config, train, folder)
-    jobs = list(_jobs(config, train, test, demonstrated, progress))
-    missing = [job for job in jobs if not artefacts.check_folder(folder / "cells" / job.name)]
-    trained = [job.policy for job in missing if job.seed is not None]
+    stage = Stage(train, {"": test})
+    tasks = _tasks(config)
+    missing = [t for t in tasks if not artefacts.check_folder(folder / "cells" / t.name)]
+    trained = [task.algorithm for task in missing if task.seed is not None]
     if trained:
         say(
             f"{config.steps:,} env steps for each of {len(trained)} trainings: about "
             f"{_minutes(estimate_seconds(config, train, trained))} on this machine."
         )
-    for job in jobs:
-        if job in missing:
-            if job.seed is not None:
-                say(f"{job.policy}, seed {job.seed} ...")
-            _write_cell(folder / "cells" / job.name, *job.run())
-            if job.seed is not None:
-                done = _read_cell(folder / "cells" / job.name)
-                say(
-                    f"{job.policy}, seed {job.seed}: return {done.summary.mean_return:.1f} after "
-                    f"{done.seconds:.0f} s"
-                )
-    return _conclude(config, prepared, folder, [job.name for job in jobs])
+    for task in missing:
+        if task.seed is not None:
+            say(f"{task.label}, seed {task.seed} ...")
+        cell, model = run_task(
+            task, stage, demonstrated, code=str(identity["code"]), progress=progress
+        )
+        write_cell(folder / "cells" / task.name, cell, model)
+        if task.seed is not None:
+            mean = cell.episodes[""].returns.mean(dtype=np.float64)
+            say(f"{task.label}, seed {task.seed}: return {mean:.1f} after {cell.seconds:.0f} s")
+    return _conclude(config, prepared, folder, [task.name for task in tasks])
 
 
-@dataclass(frozen=True)
-class _Job:
-    """How a cell comes about; ``run`` gives the cell, its sessions and the trained model."""
+def _tasks(config: ExperimentConfig) -> list[Task]:
+    """Returns the cells in the order of the table."""
 
-    policy: str
-    seed: int | None
-    run: Callable[[], tuple[_Cell, Episodes, BaseAlgorithm | None]]
+    def task(policy: str, seed: int | None = None) -> Task:
+        return Task(
+            environment=config.dataset,
+            label=policy,
+            algorithm=policy,
+            seed=seed,
+            steps=0 if seed is None else config.steps,
+            settings=config.settings.get(policy, {}),
+            episodes=config.episodes,
+            evaluation_seed=config.evaluation_seed,
+            curve_points=config.curve_points,
+            curve_episodes=config.curve_episodes,
+            device=config.device,
+        )
 
-    @property
-    def name(self) -> str:
-        return _cell_name(self.policy, self.seed)
-
-
-def _cell_name(policy: str, seed: int | None) -> str:
-    plain = policy.replace(" ", "-")
-    return plain if seed is None else f"{plain}-seed{seed}"
-
-
-def _jobs(
-    config: ExperimentConfig,
-    train: Dynamics,
-    test: Dynamics,
-    demonstrated: Sequence[Trajectory],
-    progress: bool,
-) -> Iterator[_Job]:
-    """Yields the cells in the order of the table."""
-    fixed = planners(train, test)
-
-    def play(policy: str) -> Callable[[], tuple[_Cell, Episodes, None]]:
-        def run() -> tuple[_Cell, Episodes, None]:
-            started = time.perf_counter()
-            played = run_episodes(test, fixed[policy], config.episodes, config.evaluation_seed)
-            return _planner_cell(policy, played, time.perf_counter() - started), played, None
-
-        return run
-
-    def replay() -> tuple[_Cell, Episodes, None]:
-        started = time.perf_counter()
-        played = replay_sessions(test, demonstrated)
-        return _planner_cell(DEMONSTRATIONS, played, time.perf_counter() - started), played, None
-
-    def learn(policy: str, seed: int) -> Callable[[], tuple[_Cell, Episodes, BaseAlgorithm]]:
-        return lambda: _train_cell(config, policy, seed, train, test, demonstrated, progress)
-
-    yield _Job("random", None, play("random"))
-    yield _Job("greedy", None, play("greedy"))
-    yield _Job(DEMONSTRATIONS, None, replay)
-    for policy in config.algorithms:
-        for seed in config.seeds:
-            yield _Job(policy, seed, learn(policy, seed))
-    yield _Job("rule-aware planner", None, play("rule-aware planner"))
-    yield _Job("oracle", None, play("oracle"))
-
-
-def _planner_cell(policy: str, played: Episodes, seconds: float) -> _Cell:
-    summary = summarise(played)
-    return _Cell(policy, None, summary, seconds, int(played.lengths.sum()))
-
-
-def _train_cell(
-    config: ExperimentConfig,
-    policy: str,
-    seed: int,
-    train: Dynamics,
-    test: Dynamics,
-    demonstrated: Sequence[Trajectory],
-    progress: bool,
-) -> tuple[_Cell, Episodes, BaseAlgorithm]:
-    """Trains one model and plays it on the test world model."""
-    deterministic = find_algorithm(policy).deterministic
-    model = make_model(
-        policy,
-        train,
-        seed=seed,
-        demonstrations=demonstrated,
-        settings=config.settings.get(policy),
-        device=config.device,
-    )
-    callback = CurveCallback(
-        test,
-        every=max(1, config.steps // max(config.curve_points, 1)),
-        episodes=config.curve_episodes,
-        seed=config.evaluation_seed + 1,
-        deterministic=deterministic,
-    )
-    started = time.perf_counter()
-    model.learn(
-        config.steps, callback=callback if config.curve_points else None, progress_bar=progress
-    )
-    seconds = time.perf_counter() - started - callback.seconds
-    planner = as_planner(model, test, deterministic=deterministic)
-    played = run_episodes(test, planner, config.episodes, config.evaluation_seed)
-    summary = summarise(played)
-    cell = _Cell(policy, seed, summary, seconds, model.num_timesteps, tuple(callback.curve))
-    return cell, played, model
+    return [
+        *(task(policy) for policy in (*_BELOW, DEMONSTRATIONS)),
+        *(task(policy, seed) for policy in config.algorithms for seed in config.seeds),
+        *(task(policy) for policy in _ABOVE),
+    ]
 
 
 def estimate_seconds(
@@ -501,17 +332,6 @@ def _demonstrations(config: ExperimentConfig, train: Dynamics, folder: Path) -> 
 # -- folders and files -----------------------------------------------------------------------------
 
 
-def _code_hash() -> str:
-    """Returns a hash of the package's own code: other code must not go on with a run."""
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        folder = Path(__file__).parents[1] / package
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(file.relative_to(folder.parent).as_posix().encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _choose_folder(
     out: Path,
     config: ExperimentConfig,
@@ -556,30 +376,9 @@ def _write_identity(folder: Path, identity: Mapping[str, Any], command: Sequence
     """Writes what makes the run what it is; the file that says so comes last."""
     _write_json(folder / "config.json", identity["config"])
     artefacts.write_file(folder / "command.txt", f"{shlex.join(command) or 'run_experiment'}\n")
-    _write_json(folder / "versions.json", _versions(str(identity["code"])))
+    _write_json(folder / "versions.json", versions(str(identity["code"])))
     artefacts.write_file(folder / "data_hash.txt", f"{identity['data']}\n")
     _write_json(folder / "identity.json", identity)
-
-
-def _versions(code: str) -> dict[str, Any]:
-    names = (
-        "ilrec numpy torch gymnasium stable-baselines3 sb3-contrib imitation scikit-learn pyarrow"
-    ).split()
-    packages = {}
-    for name in names:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "torch_threads": th.get_num_threads(),
-        "cuda": th.cuda.get_device_name(0) if th.cuda.is_available() else None,
-        "packages": packages,
-        "code": code,
-    }
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -590,53 +389,32 @@ def _finished(folder: Path) -> list[Path]:
     return [cell for cell in sorted(folder.glob("cells/*")) if artefacts.check_folder(cell)]
 
 
-def _write_cell(path: Path, cell: _Cell, played: Episodes, model: BaseAlgorithm | None) -> None:
-    """Writes a finished cell, whole or not at all."""
-
-    def write(folder: Path) -> None:
-        columns = {
-            "policy": pa.array([cell.policy] * len(played.users)),
-            "seed": pa.array([cell.seed] * len(played.users), pa.int64()),
-            "user": pa.array(played.users),
-            "length": pa.array(played.lengths),
-            "return": pa.array(played.returns),
-            "ended_by": pa.array(list(played.ended_by)),
-            "items": pa.array([list(items) for items in played.actions], pa.list_(pa.int64())),
-        }
-        pq.write_table(pa.table(columns), folder / _EPISODES, compression="zstd")
-        if model is not None:
-            save_model(model, folder / "model.zip", training_state=False)
-        (folder / _CELL).write_text(json.dumps(asdict(cell), indent=1), encoding="utf-8")
-
-    artefacts.write_folder(path, write)
-
-
-def _read_cell(path: Path) -> _Cell:
-    values = json.loads((path / _CELL).read_text(encoding="utf-8"))
-    values["summary"] = Summary(**values["summary"])
-    values["curve"] = tuple((int(step), float(mean)) for step, mean in values["curve"])
-    return _Cell(**values)
+def _steps(cell: CellResult) -> int:
+    """Returns the env steps that ``seconds`` is the time of: trained, or played."""
+    return cell.steps or sum(int(played.lengths.sum()) for played in cell.episodes.values())
 
 
 def _conclude(
     config: ExperimentConfig, prepared: Prepared, folder: Path, names: Sequence[str]
 ) -> ExperimentResult:
     """Puts the finished cells together: table, plot, sessions and the three lines."""
-    cells = [_read_cell(folder / "cells" / name) for name in names]
+    cells = [read_cell(folder / "cells" / name) for name in names]
+    summaries = [summarise(cell.episodes[""]) for cell in cells]
     rows = []
-    for policy in dict.fromkeys(cell.policy for cell in cells):
-        same = [cell for cell in cells if cell.policy == policy]
+    for policy in dict.fromkeys(cell.label for cell in cells):
+        same = [k for k, cell in enumerate(cells) if cell.label == policy]
+        rates = [_steps(cells[k]) / max(cells[k].seconds, 1e-9) for k in same]
         rows.append(
             Row(
                 policy=policy,
-                summary=summarise_seeds([cell.summary for cell in same]),
-                steps_per_second=float(np.median([c.steps / max(c.seconds, 1e-9) for c in same])),
-                seconds=float(np.median([cell.seconds for cell in same])),
-                trained=same[0].seed is not None,
+                summary=summarise_seeds([summaries[k] for k in same]),
+                steps_per_second=float(np.median(rates)),
+                seconds=float(np.median([cells[k].seconds for k in same])),
+                trained=cells[same[0]].seed is not None,
             )
         )
     curves = tuple(
-        Curve(cell.policy, int(cell.seed or 0), cell.curve) for cell in cells if cell.curve
+        Curve(cell.label, int(cell.seed or 0), cell.curve) for cell in cells if cell.curve
     )
     table = table_markdown(
         rows,
@@ -647,8 +425,8 @@ def _conclude(
     )
     lines = findings(rows, curves, dataset=config.dataset, steps=config.steps)
     pq.write_table(
-        pa.concat_tables([pq.read_table(folder / "cells" / name / _EPISODES) for name in names]),
-        folder / _EPISODES,
+        pa.concat_tables([pq.read_table(folder / "cells" / name / EPISODES) for name in names]),
+        folder / EPISODES,
         compression="zstd",
     )
     if curves:
@@ -657,7 +435,17 @@ def _conclude(
         folder / "summary.json",
         {
             "rows": [asdict(row) for row in rows],
-            "by_seed": [asdict(cell) for cell in cells],
+            "by_seed": [
+                {
+                    "policy": cell.label,
+                    "seed": cell.seed,
+                    "summary": asdict(summary),
+                    "seconds": cell.seconds,
+                    "steps": _steps(cell),
+                    "curve": cell.curve,
+                }
+                for cell, summary in zip(cells, summaries, strict=True)
+            ],
             "findings": list(lines),
         },
     )

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ilrec_sb3.baselines import ALGORITHMS, find_algorithm, load_model, make_model, save_model
+from ilrec_sb3.baselines import find_algorithm, load_model, make_model, save_model
+from ilrec_sb3.cells import CELL
 from ilrec_sb3.evaluation import as_planner, summarise, summarise_seeds
 from ilrec_sb3.experiment import ExperimentConfig, experiment_dynamics, planners
 from ilrec_sb3.report import Row, table_markdown
@@ -44,7 +45,7 @@ class TrainConfig:
         dataset: Name of a dataset, a custom one included.
         data: Folder with the raw data; None: ``ILREC_DATA``, else the user cache directory.
         options: Options of the dataset.
-        algorithm: A key of `ilrec_sb3.baselines.ALGORITHMS`.
+        algorithm: By name, see `ilrec_sb3.baselines.find_algorithm`.
         settings: Constructor arguments of the algorithm.
         seed: Of the training.
         demonstrations: Path of a trajectory file; None: those that come with the dataset.
@@ -80,25 +81,36 @@ class TrainConfig:
 
 
 class CheckpointCallback(BaseCallback):
-    """Saves the model every so many env steps, between two rollouts, and atomically.
+    """Saves the model every so many steps, atomically.
+
+    It does so between two rollouts; where an algorithm has none, as offline ones, between two
+    steps.
 
     Args:
         path: The file; each checkpoint replaces the last.
-        every: Env steps between checkpoints.
+        every: Steps between checkpoints.
     """
 
     def __init__(self, path: Path, every: int) -> None:
         super().__init__()
         self.path = path
         self.every = every
-        self._next: int | None = None
+        self._next = 0
+        self._has_rollouts = False
+
+    def _on_training_start(self) -> None:
+        self._next = self.num_timesteps + self.every
 
     def _on_step(self) -> bool:
+        if not self._has_rollouts:
+            self._save_if_due()
         return True
 
     def _on_rollout_start(self) -> None:
-        if self._next is None:
-            self._next = self.num_timesteps + self.every
+        self._has_rollouts = True
+        self._save_if_due()
+
+    def _save_if_due(self) -> None:
         if self.num_timesteps >= self._next:
             self._next = self.num_timesteps + self.every
             save_model(self.model, self.path)
@@ -144,7 +156,7 @@ def train(
     path = folder / _MODEL
     if path.exists():
         model = load_model(config.algorithm, _checked_model(path), dynamics, config.device)
-        say(f"Going on from {model.num_timesteps:,} env steps ({path}).")
+        say(f"Going on from {model.num_timesteps:,} steps ({path}).")
     else:
         given = config.demonstrations
         model = make_model(
@@ -168,7 +180,7 @@ def train(
         )
         save_model(model, path)
         seconds = time.perf_counter() - started
-        say(f"{(model.num_timesteps - before) / seconds:,.0f} env steps a second.")
+        say(f"{(model.num_timesteps - before) / seconds:,.0f} steps a second.")
     return model
 
 
@@ -259,7 +271,7 @@ def evaluate_models(
             as_planner(
                 load_model(name, file, device=device),
                 test,
-                deterministic=ALGORITHMS[name].deterministic,
+                deterministic=find_algorithm(name).deterministic,
             )
             for file in files
         ]
@@ -294,8 +306,8 @@ def _find_models(path: Path, name: str) -> tuple[dict[str, Any], dict[str, list[
         return shared, {kept.algorithm: [_checked_model(path / _MODEL)]}
     models: dict[str, list[Path]] = {}
     for file in sorted(path.glob(f"cells/*/{_MODEL}")):
-        cell = json.loads((file.parent / "cell.json").read_text(encoding="utf-8"))
-        models.setdefault(cell["policy"], []).append(file)
+        cell = json.loads((file.parent / CELL).read_text(encoding="utf-8"))
+        models.setdefault(cell["algorithm"], []).append(file)
     if not models:
         raise MissingDataError(
             f"{path} holds no model; name a .zip file, or a folder of `ilrec train` or `demo`."

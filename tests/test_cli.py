@@ -32,7 +32,7 @@ def usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "prepare", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "prepare", "train", "evaluate", "benchmark"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -109,7 +109,7 @@ def test_train_stop_go_on_evaluate(
     assert "same command goes on from the last checkpoint" in capsys.readouterr().err
     assert main([*command, "--steps", "96"]) == 0
     printed = capsys.readouterr().out
-    assert "Going on from 32 env steps" in printed
+    assert "Going on from 32 steps" in printed
     assert "ILRec after 96 env steps" in printed
     assert main([*command, "--steps", "96", "--seed", "1"]) == 1
     assert "seed=0" in capsys.readouterr().err
@@ -120,6 +120,19 @@ def test_train_stop_go_on_evaluate(
     other = ["--option", "n_users=60", "--option", "n_items=48", "--no-progress"]
     assert main(["evaluate", "runs/one/model.zip", *other]) == 1
     assert "for 40 items came for a dataset of 48" in capsys.readouterr().err
+
+
+def test_offline_algorithms_are_trained_in_gradient_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["train", *SMALL, "--algorithm", "offline:BC", "--out", "bc"]
+    checkpoints = ["--checkpoint-every", "2"]
+    assert main([*command, *checkpoints, "--steps", "4"]) == 0
+    assert "offline:BC after 4 gradient steps" in capsys.readouterr().out
+    assert main([*command, "--steps", "6"]) == 0
+    assert "Going on from 4 steps" in capsys.readouterr().out
+    assert main(["evaluate", "bc", "--episodes", "5", "--no-progress"]) == 0
+    assert "| offline:BC |" in capsys.readouterr().out
 
 
 def test_demo_then_evaluate_the_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from ilrec_sb3 import experiment
 from ilrec_sb3.baselines import ALGORITHMS, load_model, make_model, save_model
+from ilrec_sb3.cells import Task
 from ilrec_sb3.evaluation import Summary
 from ilrec_sb3.experiment import (
     TAG_PRICES,
@@ -114,16 +115,17 @@ def test_ctrl_c_loses_one_cell_and_the_same_command_goes_on(
     tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prepared.path.exists()
-    real = experiment._train_cell
+    real = experiment.run_task
     started: list[str] = []
 
-    def interrupted(config: Any, policy: str, *rest: Any) -> Any:
-        started.append(policy)
-        if policy == "ILRec" and started.count("ILRec") == 1:
+    def interrupted(task: Task, *rest: Any, **options: Any) -> Any:
+        if task.seed is not None:
+            started.append(task.algorithm)
+        if task.algorithm == "ILRec" and started.count("ILRec") == 1:
             raise KeyboardInterrupt
-        return real(config, policy, *rest)
+        return real(task, *rest, **options)
 
-    monkeypatch.setattr(experiment, "_train_cell", interrupted)
+    monkeypatch.setattr(experiment, "run_task", interrupted)
     config = replace(TINY, curve_points=0)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)
@@ -145,8 +147,16 @@ def test_a_broken_cell_is_made_again(
     first = run(config, tmp_path, name="mine")
     (first.folder / "table.md").unlink()
     (first.folder / "cells" / "random" / "episodes.parquet").write_bytes(b"half")
-    monkeypatch.setattr(experiment, "_train_cell", None)  # must not be asked again
+    real = experiment.run_task
+    again: list[str] = []
+
+    def watched(task: Task, *rest: Any, **options: Any) -> Any:
+        again.append(task.label)
+        return real(task, *rest, **options)
+
+    monkeypatch.setattr(experiment, "run_task", watched)
     second = run(config, tmp_path, name="mine")
+    assert again == ["random"]
     assert [row.summary for row in second.rows] == [row.summary for row in first.rows]
     with pytest.raises(DataError, match="other settings"):
         run(replace(config, episodes=7), tmp_path, name="mine")

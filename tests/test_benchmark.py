@@ -1,0 +1,505 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from ilrec_sb3 import benchmark, benchmark_report, cli, stages
+from ilrec_sb3.benchmark import BenchmarkResult, run_benchmark
+from ilrec_sb3.cells import CellResult, Task, run_task
+from ilrec_sb3.grid import DemonstrationSpec, Grid, GridEnvironment, load_grid
+from recsim_env import DataError, Prepared
+from recsim_env.trajectories import load_trajectories, save_trajectories
+
+GRIDS = Path(__file__).parents[1] / "benchmarks" / "grids"
+SMALL = {"n_users": 60, "n_items": 40, "seed": 3}
+ENVIRONMENTS = {"toy": {"options": SMALL}}
+QUICK = {"warm_start_steps": 2, "discriminator_steps": 1, "batch_size": 16}
+
+
+def grid(*rows: Mapping[str, Any] | str, **settings: Any) -> Grid:
+    values: dict[str, Any] = {
+        "name": "toy",
+        "environments": ENVIRONMENTS,
+        "steps": 80,
+        "seeds": [0],
+        "episodes": 10,
+        "curve_points": 0,
+        "rows": [{"algorithm": row} if isinstance(row, str) else row for row in rows],
+    }
+    return Grid.from_dict(values | settings)
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def test_the_grids_of_the_repository_are_understood() -> None:
+    found = {
+        file.stem: load_grid(file) for file in GRIDS.glob("*.toml") if "baselines" not in str(file)
+    }
+    assert len({g.name for g in found.values()}) == len(found)
+    assert {"smoke", "steam", "steam_300k", "steam_ablations", "amazon", "movielens"} <= set(found)
+    steam = found["steam"]
+    assert len(steam.seeds) == 5
+    assert steam.rows[0].name == "random"
+    tasks = [task for _, task in steam.tasks()]
+    assert {t.steps for t in tasks if t.algorithm == "ILRec"} == {100_000}
+    assert {t.steps for t in tasks if t.algorithm.startswith("offline:")} == {10_000}
+    assert {t.steps for t in tasks if t.seed is None} == {0}
+    # what needs no training first, then seed by seed
+    assert [t.seed for t in tasks] == sorted(
+        (t.seed for t in tasks), key=lambda s: -1 if s is None else s
+    )
+    coat = found["coat_easyrl4rec"]
+    assert {task.episodes for _, task in coat.tasks()} == {100}
+    labels = {row.name for row in found["steam_sensitivity"].rows}
+    assert {"ILRec beta=1", "ILRec alpha=0.25", "ILRec ent_coef=auto_0.5"} <= labels
+
+
+def test_rows_of_included_files_come_first(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[[rows]]\nalgorithm = "random"\n')
+    (tmp_path / "b.toml").write_text('[[rows]]\nalgorithm = "greedy"\n')
+    head = 'name = "g"\ninclude = ["a.toml", "b.toml"]\n[environments.toy]\n'
+    (tmp_path / "g.toml").write_text(head + '[[rows]]\nalgorithm = "oracle"\n')
+    assert [row.name for row in load_grid(tmp_path / "g.toml").rows] == [
+        "random",
+        "greedy",
+        "oracle",
+    ]
+    (tmp_path / "g.toml").write_text(head.replace("a.toml", "no.toml"))
+    with pytest.raises(DataError, match=r"no\.toml is not there"):
+        load_grid(tmp_path / "g.toml")
+
+
+def test_a_sweep_is_one_row_for_each_combination() -> None:
+    swept = grid({"algorithm": "ILRec", "sweep": {"beta": [1.0, 10.0], "alpha": [0.5]}})
+    assert [row.name for row in swept.rows] == ["ILRec beta=1 alpha=0.5", "ILRec beta=10 alpha=0.5"]
+    assert swept.rows[1].settings == {"beta": 10.0, "alpha": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"algorithm": "ILRek"}, "did you mean 'ILRec'"),
+        ({"algoritm": "ILRec"}, "without an algorithm"),
+        ({"algorithm": "ILRec", "stpes": 3}, "did you mean 'steps'"),
+        ({"algorithm": "ILRec", "steps": 0}, "steps=0 came"),
+        ({"algorithm": "ILRec", "steps": "many"}, "steps='many' came"),
+        ({"algorithm": "ILRec", "steps": True}, "steps=True came"),
+        ({"algorithm": "ILRec", "seeds": [0, 0]}, "none twice"),
+        ({"algorithm": "ILRec", "seeds": [-1]}, "0 or more"),
+        ({"algorithm": "ILRec", "group": "mian"}, "did you mean 'main'"),
+        ({"algorithm": "ILRec", "environments": ["tay"]}, "did you mean 'toy'"),
+        ({"algorithm": "ILRec", "sweep": {"beta": 3}}, "expected a list"),
+        ({"algorithm": "ILRec", "settings": [1]}, "settings=.* expected a table"),
+        ({"algorithm": "ILRec", "demonstrations": "none"}, "demonstrations='none' came"),
+        ({"algorithm": "ILRec", "demonstrations": {"sauce": "x"}}, "did you mean 'source'"),
+        ({"algorithm": "ILRec", "demonstrations": {"planner": "gredy"}}, "did you mean 'greedy'"),
+        ({"algorithm": "ILRec", "demonstrations": {"steps": 5}}, "belong to an algorithm"),
+        (
+            {"algorithm": "ILRec", "demonstrations": {"source": "x", "file": "y"}},
+            "source and file; give one",
+        ),
+        ({"algorithm": "A2C", "demonstrations": "all"}, "takes none"),
+        ({"algorithm": "random", "settings": {"x": 1}}, "is not trained"),
+        ({"algorithm": "A2C", "label": "a2c"}, "share a folder"),
+        ({"algorithm": "A2C"}, "'A2C' came twice"),
+    ],
+)
+def test_bad_rows_get_one_sentence(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        grid("A2C", "greedy", row)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stpes": 3}, "did you mean 'steps'"),
+        ({"seeds": []}, "expected a list of whole numbers"),
+        ({"name": "a b"}, "a folder is named after it"),
+        ({"environments": {}}, "0 environments"),
+        ({"environments": {"toy": 3}}, "expected \\[environments.NAME\\]"),
+        ({"environments": {"toy": {"datset": "x"}}}, "did you mean 'dataset'"),
+        ({"environments": {"toy": {"limit": 0}}}, "limit=0"),
+        ({"environments": {"toy": {"setting": "easyrl"}}}, "did you mean 'easyrl4rec'"),
+        ({"environments": {"toy": {"setting": "easyrl4rec", "limit": 9}}}, "leave them out"),
+        ({"models": 1}, "expected true or false"),
+        ({"rows": []}, "0 rows"),
+    ],
+)
+def test_bad_grids_get_one_sentence(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        grid("random", **settings)
+
+
+def test_files_that_are_no_grids(tmp_path: Path) -> None:
+    file = tmp_path / "g.toml"
+    with pytest.raises(DataError, match="is not there; name a grid file"):
+        load_grid(file)
+    file.write_text("name = ")
+    with pytest.raises(DataError, match="is not TOML"):
+        load_grid(file)
+    file.write_text('name = "x"\nstpes = 1')
+    with pytest.raises(DataError, match=r"g\.toml: .*did you mean 'steps'"):
+        load_grid(file)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+class Report:
+    """Stands in for the report, which has tests of its own."""
+
+    def __init__(self) -> None:
+        self.cells: list[CellResult] = []
+        self.backgrounds: dict[str, benchmark_report.Background] = {}
+
+    def __call__(
+        self, folder: Path, cells: Sequence[CellResult], backgrounds: Any, **options: str
+    ) -> Path:
+        assert set(options) == {"title", "command"}
+        self.cells, self.backgrounds = list(cells), dict(backgrounds)
+        (folder / "report.md").write_text("report")
+        return folder / "report.md"
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Report:
+    assert prepared.path.exists()
+    stub = Report()
+    monkeypatch.setattr(benchmark_report, "write_report", stub)
+    return stub
+
+
+class Run:
+    """Runs grids in a folder and notes which cells were made."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.made: list[str] = []
+        self.said: list[str] = []
+        self.stop_at: str | None = None
+
+        def watched(task: Task, *rest: Any, **options: Any) -> Any:
+            self.made.append(task.name)
+            if task.name == self.stop_at:
+                raise KeyboardInterrupt
+            return run_task(task, *rest, **options)
+
+        monkeypatch.setattr(benchmark, "run_task", watched)
+
+    def __call__(self, wanted: Grid, **options: Any) -> BenchmarkResult:
+        self.made.clear()
+        self.said.clear()
+        return run_benchmark(wanted, self.folder, progress=False, say=self.said.append, **options)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report) -> Run:
+    assert not report.cells
+    return Run(tmp_path / "run", monkeypatch)
+
+
+def test_a_run_is_made_once_and_then_found(run: Run, report: Report) -> None:
+    wanted = grid("random", {"algorithm": "A2C", "label": "mine", "group": "ablation"})
+    result = run(wanted, command=["ilrec", "benchmark", "g.toml"])
+    assert run.made == ["random", "mine-seed0"]
+    assert (result.missing, result.failed) == (0, 0)
+    assert [(c.label, c.group, c.seed) for c in report.cells] == [
+        ("random", "main", None),
+        ("mine", "ablation", 0),
+    ]
+    assert len({cell.code for cell in report.cells}) == 1
+    users = [cell.episodes[""].users.tolist() for cell in report.cells]
+    assert users[0] == users[1]
+    cell = run.folder / "cells" / "toy" / "mine-seed0"
+    assert {p.name for p in cell.iterdir()} == {
+        "cell.json",
+        "episodes.parquet",
+        "manifest.json",
+        "model.zip",
+    }
+    assert (run.folder / "command.txt").read_text() == "ilrec benchmark g.toml\n"
+    assert run.said[1].startswith("[1/2] toy: random: return ")
+    assert "left" in run.said[1] or run.said[1].endswith(" s")
+    run(wanted)
+    assert run.made == []
+    # groups and labels are today's; other settings make another cell
+    again = run(replace(wanted, rows=(wanted.rows[0], replace(wanted.rows[1], group="main"))))
+    assert run.made == []
+    assert [cell.group for cell in again.cells] == ["main", "main"]
+    assert json.loads((cell / "cell.json").read_text())["group"] == "ablation"
+
+
+def test_other_settings_are_made_anew_and_left_out_of_the_report(run: Run) -> None:
+    run(grid("random", "A2C"))
+    longer = grid("random", "A2C", steps=96)
+    found = run(longer, report_only=True)
+    assert [cell.label for cell in found.cells] == ["random"]
+    assert found.missing == 1
+    assert "1 cells of the grid are not there" in run.said[-1]
+    run(longer)
+    assert run.made == ["A2C-seed0"]
+    assert "1 were made with other settings" in run.said[0]
+    run(longer, fresh=True, only=["A2*"])
+    assert run.made == ["A2C-seed0"]
+    run(longer, fresh=True)
+    assert run.made == ["random", "A2C-seed0"]
+
+
+def test_only_and_environments_and_dry_run(run: Run) -> None:
+    wanted = grid(
+        "random",
+        "greedy",
+        environments={"toy": {"options": SMALL}, "short": {"options": SMALL, "limit": 5}},
+    )
+    run(wanted, dry_run=True)
+    assert run.made == []
+    assert not run.folder.exists()
+    assert run.said[-1] == "4 cells: 4 missing."
+    run(wanted, only=["greedy"], environments=["short"])
+    assert run.made == ["greedy"]
+    run(wanted, dry_run=True)
+    assert sorted(run.said)[:2] == ["4 cells: 3 missing, 1 finished.", "short/greedy: finished"]
+    with pytest.raises(DataError, match="did you mean 'greedy'"):
+        run(wanted, only=["gredy"])
+    with pytest.raises(DataError, match="did you mean 'short'"):
+        run(wanted, environments=["shirt"])
+    with pytest.raises(DataError, match="holds no cell"):
+        run(grid("oracle"), report_only=True)
+
+
+def test_a_cell_that_fails_says_so_and_is_tried_again(run: Run) -> None:
+    wanted = grid({"algorithm": "A2C", "settings": {"batch_size": 3}}, "random", "greedy")
+    result = run(wanted)
+    assert result.failed == 1
+    (failed,) = [cell for cell in result.cells if cell.failed]
+    assert "does not take the settings" in str(failed.failed)
+    folder = run.folder / "cells" / "toy" / "A2C-seed0"
+    assert json.loads((folder / "failed.json").read_text())["failed"] == failed.failed
+    assert "Traceback" in (folder / "traceback.txt").read_text()
+    assert any("FAILED: A2C does not take" in line for line in run.said)
+    assert run(wanted).failed == 1
+    assert run.made == ["A2C-seed0"]
+    assert "1 failed before and are tried again" in run.said[0]
+    mended = run(grid("A2C", "random", "greedy"))
+    assert mended.failed == 0
+    assert not (folder / "failed.json").exists()
+    assert all(cell.failed is None for cell in mended.cells)
+
+
+def test_ctrl_c_keeps_what_is_finished(run: Run) -> None:
+    wanted = grid("random", "greedy", "oracle")
+    run.stop_at = "greedy"
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted)
+    half = run.folder / "cells" / "toy" / ".greedy.123-ab"
+    half.mkdir()
+    run.stop_at = None
+    run(wanted)
+    assert run.made == ["greedy", "oracle"]
+    assert not half.exists()
+
+
+def test_a_broken_cell_is_made_again(run: Run) -> None:
+    run(grid("random", "greedy"))
+    (run.folder / "cells" / "toy" / "greedy" / "episodes.parquet").write_bytes(b"half")
+    run(grid("random", "greedy"))
+    assert run.made == ["greedy"]
+
+
+def test_another_environment_under_the_same_name_is_refused(run: Run) -> None:
+    run(grid("random", "greedy"))
+    other = {"toy": {"options": SMALL, "max_repeats": 3}}
+    with pytest.raises(DataError, match="made in another environment of the name 'toy'"):
+        run(grid("random", "greedy", environments=other))
+    # a new row beside old ones is found out at the latest when they are put together
+    with pytest.raises(DataError, match="cannot be compared"):
+        run(grid("random", "greedy", environments=other), only=["greedy"], fresh=True)
+    run(grid("random", "greedy", environments=other), fresh=True)
+    assert run.made == ["random", "greedy"]
+
+
+def test_two_processes_do_not_share_a_run(run: Run) -> None:
+    run.folder.mkdir()
+    with FileLock(run.folder / ".lock"), pytest.raises(DataError, match="Another process works on"):
+        run(grid("random"))
+
+
+def test_models_may_be_left_out(run: Run) -> None:
+    run(grid("A2C", models=False))
+    assert not (run.folder / "cells" / "toy" / "A2C-seed0" / "model.zip").exists()
+
+
+def test_the_background_of_an_environment(run: Run, report: Report, prepared: Prepared) -> None:
+    run(grid("random", environments={"toy": {"options": SMALL, "title": "Toy"}}))
+    background = report.backgrounds["toy"]
+    assert background.title == "Toy"
+    assert background.n_items == 40
+    assert background.categories.shape == (40, len(background.category_names))
+    assert background.popularity.sum() == prepared.train_rows.sum()
+
+
+def test_processes_make_what_one_process_makes(run: Run) -> None:
+    wanted = grid("random", "A2C", {"algorithm": "A2C", "label": "bad", "settings": {"no": 1}})
+    one = run(wanted)
+    assert run.made == ["random", "A2C-seed0", "bad-seed0"]
+    shutil.rmtree(run.folder)
+    two = run(wanted, jobs=2)
+    assert run.made == []  # not in this process
+    assert (one.failed, two.failed) == (1, 1)
+    for here, there in zip(one.cells, two.cells, strict=True):
+        assert here.failed == there.failed
+        for mode, played in here.episodes.items():
+            np.testing.assert_array_equal(played.returns, there.episodes[mode].returns)
+
+
+# -- demonstrations --------------------------------------------------------------------------------
+
+
+def test_demonstrations_are_written_once_and_part_of_what_a_cell_is(
+    run: Run, tmp_path: Path
+) -> None:
+    def wanted(demonstrations: Any) -> Grid:
+        return grid(
+            {"algorithm": "demonstrations", "demonstrations": demonstrations},
+            {"algorithm": "ILRec", "demonstrations": demonstrations, "settings": QUICK},
+        )
+
+    explorer = {"planner": "explorer", "sessions": 6}
+    result = run(wanted(explorer))
+    (file,) = (run.folder / "demonstrations").iterdir()
+    assert file.name.startswith("toy-explorer-")
+    assert len(load_trajectories(file)) == 6
+    assert len(result.cells[0].episodes[""].users) == 6
+    run(wanted(explorer))
+    assert run.made == []
+    # the same sessions from a file are the same cells, others are not
+    copied = tmp_path / "copied.parquet"
+    shutil.copy(file, copied)
+    run(wanted({"file": str(copied)}))
+    assert run.made == []
+    save_trajectories(copied, load_trajectories(file)[:3])
+    run(wanted({"file": str(copied)}))
+    assert run.made == ["demonstrations", "ILRec-seed0"]
+
+
+def stage_of_toy() -> tuple[stages.Stages, Any]:
+    made = stages.Stages()
+    return made, made.get(GridEnvironment(options=SMALL))
+
+
+def test_where_demonstrations_come_from(prepared: Prepared, tmp_path: Path) -> None:
+    assert prepared.path.exists()
+    made, stage = stage_of_toy()
+    assert made.get(GridEnvironment(options=SMALL)) is stage
+    assert made.__getstate__()["_made"] == {}
+
+    def names(**spec: Any) -> list[str]:
+        found = stages.make_demonstrations(DemonstrationSpec(**spec), stage.train)
+        return [trajectory.source for trajectory in found]
+
+    assert names(sessions=3) == ["scripted explorer"] * 3
+    assert len(names(planner="explorer")) == 200
+    assert names(planner="greedy", sessions=4) == ["greedy"] * 4
+    assert names(algorithm="A2C", steps=80, sessions=2) == ["A2C"] * 2
+    found = stages.make_demonstrations(DemonstrationSpec(planner="greedy", sessions=5), stage.train)
+    save_trajectories(tmp_path / "five.parquet", found)
+    few = DemonstrationSpec(file=str(tmp_path / "five.parquet"), sessions=2)
+    drawn = [stages.make_demonstrations(few, stage.train) for _ in range(2)]
+    assert [t.user for t in drawn[0]] == [t.user for t in drawn[1]]
+    assert len(drawn[0]) == 2
+    with pytest.raises(DataError, match="no demonstrations of 'gpt-4'"):
+        names(source="gpt-4")
+    absent = DemonstrationSpec(file=str(tmp_path / "no.parquet"))
+    with pytest.raises(DataError, match="is not there"):
+        stages.demonstrations_path(tmp_path, "toy", absent, stage)
+
+
+def test_recorded_sessions_of_another_model_are_asked_of_the_reader(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepared.path.exists()
+    _, stage = stage_of_toy()
+    from recsim_env.prepare import Session
+
+    def read(dataset: Any, root: Any, embedder: Any, models: Sequence[str] = ()) -> Any:
+        assert (dataset.n_items, root) == (40, None)
+        assert embedder is stage.train.prepared.text_embedder
+        return [Session(user=1, history=(3,), actions=(1, 2), source=models[0])], {}
+
+    class Entry:
+        def load(self) -> Any:
+            return read
+
+    monkeypatch.setattr(stages.importlib.metadata, "entry_points", lambda **_: [Entry()])
+    (found,) = stages.make_demonstrations(DemonstrationSpec(source="gpt-4-32k"), stage.train)
+    assert found.source == "gpt-4-32k"
+    # a known user starts from the train interactions, whatever the reader says
+    assert found.history == ()
+
+
+def test_options_of_a_setting_are_checked() -> None:
+    with pytest.raises(DataError, match="did you mean 'short_window'"):
+        stages.Stages().get(GridEnvironment(setting="easyrl4rec", options={"short_windw": True}))
+
+
+@pytest.mark.realdata
+def test_the_peer_test_on_coat(real_data: Path, cache: Path) -> None:
+    made = stages.Stages(str(real_data), str(cache))
+    coat = GridEnvironment(setting="easyrl4rec")
+    stage = made.get(coat)
+    assert list(stage.tests) == ["FB", "NX_0", "NX_10"]
+    cell, _ = run_task(Task("coat", "oracle", "oracle", episodes=100), stage)
+    means = {mode: played.returns.mean() for mode, played in cell.episodes.items()}
+    assert means["FB"] > means["NX_0"] > means["NX_10"]
+    short = made.get(replace(coat, options={"short_window": True}))
+    assert short.test.fingerprint != stage.test.fingerprint
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def test_the_command_makes_a_report(
+    prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert prepared.path.exists()
+    monkeypatch.chdir(tmp_path)
+    command = ["benchmark", str(GRIDS / "smoke.toml"), "--no-progress"]
+    some = ["--only", "random", "greedy", "oracle", "rule-aware planner", "sb3:A2C"]
+    assert cli.main([*command, *some]) == 0
+    assert "Report: runs/benchmark-smoke/report.md" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "benchmark-smoke"
+    assert {"report.md", "report.html", "tables.csv"} <= {p.name for p in folder.iterdir()}
+    text = (folder / "report.md").read_text()
+    assert "all of the same code" in text
+    assert (folder / "cells" / "synthetic" / "sb3-A2C-seed1" / "cell.json").exists()
+    assert cli.main([*command, "--report-only"]) == 0
+    assert cli.main(["benchmark", "nowhere.toml"]) == 1
+    assert "nowhere.toml is not there" in capsys.readouterr().err
+
+
+def test_a_failed_cell_gives_exit_code_1(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not report.cells
+    (tmp_path / "g.toml").write_text(
+        'name = "g"\nseeds = [0]\nsteps = 10\nepisodes = 5\n[environments.toy]\n'
+        "options = { n_users = 60, n_items = 40, seed = 3 }\n"
+        '[[rows]]\nalgorithm = "random"\n'
+        '[[rows]]\nalgorithm = "A2C"\nsettings = { no = 1 }\n'
+    )
+    out = ["--out", str(tmp_path / "out"), "--no-progress"]
+    assert cli.main(["benchmark", str(tmp_path / "g.toml"), *out]) == 1
+    assert "1 cells failed; the same command tries them again." in capsys.readouterr().out
