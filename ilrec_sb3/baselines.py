@@ -45,7 +45,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from ilrec_sb3.common.item_algorithms import with_items
 from ilrec_sb3.common.vec_env import RecVecEnv
 from ilrec_sb3.double_dqn import DoubleDQN
-from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC
+from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, LinearDecay
 from ilrec_sb3.ilrec.ilrec import ILRec
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError, near_miss
@@ -111,6 +111,7 @@ _ITEM_DQN = {
     "batch_size": 128,
     "exploration_fraction": 0.2,
     "exploration_final_eps": 0.02,
+    "learning_rate": LinearDecay(1e-3, 0.1),
 }
 _ITEM_PPO = {"batch_size": 256, "learning_rate": 1e-3, "n_epochs": 4, "n_steps": 64}
 

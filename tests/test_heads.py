@@ -93,10 +93,10 @@ def test_the_score_is_the_formula_of_the_module(
     head = scorer.coefficients(cross.scaled(flat), flat, cross)[0]
     raw = scorer.heads[0](cross.scaled(flat))
     state, item = 5, 7
-    f, slope, table = raw[state, :8], raw[state, 8], raw[state, 9:]
+    f, slope, table, level = raw[state, :8], raw[state, 8], raw[state, 9:-1], raw[state, -1]
     g_and_b = scorer.item(cross.features[item])
     reward = cross.user(flat)[state] @ cross.reward_items[item]
-    expected = f @ g_and_b[:8] + g_and_b[8] + slope * reward + table[counts[state, item]]
+    expected = level + f @ g_and_b[:8] + g_and_b[8] + slope * reward + table[counts[state, item]]
     got = scorer.scores(head, (counts,), cross)[state, item]
     th.testing.assert_close(got, 3.0 * expected, atol=1e-4, rtol=1e-4)
 
@@ -161,6 +161,7 @@ def test_scores_with_nearness_agree_with_pairs_and_expectations(
     scorer = ItemScorer(flat.shape[1], cross, 1, (16,), 8, nn.ReLU, 10.0)
     with th.no_grad():
         scorer.heads[0][-1].weight *= 100.0
+        scorer.after.normal_()
     heads = scorer.coefficients(cross.scaled(flat), flat, cross)
     crossed = cross(flat)
     assert heads[0].table.shape == (3, N_COUNTS + 2 * N_CLASSES)
@@ -168,6 +169,14 @@ def test_scores_with_nearness_agree_with_pairs_and_expectations(
     plain = scorer.scores(heads[0], crossed[:1], cross)
     by_hand = plain[2, 6] + heads[0].table[2, N_COUNTS + 7] + heads[0].table[2, N_COUNTS + 15]
     th.testing.assert_close(matrix[2, 6], by_hand)
+    # items 8, 7 and 6 came before in session 2, and none in session 0
+    learned = 10.0 * scorer.before.weight[[9, 8, 7]].sum(0) @ scorer.after[6]
+    with th.no_grad():
+        scorer.after[6] = 0.0
+    unlearned = scorer.scores(heads[0], crossed, cross)
+    th.testing.assert_close(matrix[2, 6] - unlearned[2, 6], learned, atol=1e-3, rtol=1e-3)
+    th.testing.assert_close(matrix[0, 6], unlearned[0, 6])
+    matrix = unlearned
     actions = th.tensor([[1], [8], [20]])
     pairs = scorer.pairs(heads, cross.pairs(flat, actions), actions, cross)
     th.testing.assert_close(pairs[0], matrix.gather(1, actions)[:, 0])

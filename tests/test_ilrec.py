@@ -19,6 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from ilrec_sb3 import DiscreteSAC, ILRec, as_vec_env
+from ilrec_sb3.ilrec.discrete_sac import LinearDecay
 from recsim_env import Dynamics, RecEnv, RecVectorEnv, Trajectory, save_trajectories
 from recsim_env.planners import explore, random_policy, rule_aware, run_episodes
 
@@ -541,3 +542,64 @@ def test_another_sb3_algorithm_runs_on_the_same_environment(env: RecEnv) -> None
     model = DQN("MlpPolicy", as_vec_env(env, 4), learning_starts=50, seed=0).learn(200)
     action, _ = model.predict(env.reset(seed=0)[0])
     assert env.action_space.contains(int(action))
+
+
+def test_the_rate_falls_in_a_straight_line() -> None:
+    rate = LinearDecay(2e-3, 0.1)
+    assert rate(1.0) == pytest.approx(2e-3)
+    assert rate(0.5) == pytest.approx(1.1e-3)
+    assert rate(0.0) == pytest.approx(2e-4)
+    assert rate(-0.01) == pytest.approx(2e-4)
+
+
+def test_the_rate_reaches_its_last_share_at_the_end(env: RecEnv) -> None:
+    model = DiscreteSAC("MlpPolicy", env, final_learning_rate=0.25, **SMALL)
+    model.learn(640)
+    rates = {
+        group["lr"]
+        for optimizer in (model.policy.actor_optimizer, model.policy.critic_optimizer)
+        for group in optimizer.param_groups
+    }
+    assert len(rates) == 1
+    assert rates.pop() == pytest.approx(0.25e-3, rel=0.2)
+    with pytest.raises(ValueError, match="final_learning_rate=2 came"):
+        DiscreteSAC("MlpPolicy", env, final_learning_rate=2, **SMALL)
+
+
+def test_the_averaged_actor_follows_the_actor_and_gives_the_best_action(env: RecEnv) -> None:
+    model = DiscreteSAC("MlpPolicy", env, updates_per_step=0.1, actor_tau=0.5, **SMALL)
+    policy = model.policy
+    before = [p.detach().clone() for p in policy.actor_average.parameters()]
+    model.learning_starts = 0
+    model.learn(96)
+    model._n_updates = 0
+    batch = model._join(model.replay_buffer.sample(32), None)
+    averages = [p.detach().clone() for p in policy.actor_average.parameters()]
+    assert any(not th.equal(a, b) for a, b in zip(before, averages, strict=True))
+    model._gradient_step(batch, 0.0)
+    for old, actor, new in zip(
+        averages, policy.actor.parameters(), policy.actor_average.parameters(), strict=True
+    ):
+        th.testing.assert_close(new, 0.5 * old + 0.5 * actor.detach())
+        assert not new.requires_grad
+    observation, info = env.reset(seed=0)
+    flat = th.as_tensor(observation)[None]
+    mask = th.as_tensor(info["action_mask"])[None]
+    with th.no_grad():
+        best = policy.log_probs(flat, mask, average=True).argmax()
+        for p in policy.actor.parameters():
+            p.zero_()
+    action, _ = model.predict(observation, deterministic=True, action_masks=info["action_mask"])
+    assert int(action) == int(best), "the actor itself has no say in it"
+
+
+def test_with_a_share_of_one_the_average_is_the_actor(env: RecEnv) -> None:
+    model = DiscreteSAC("MlpPolicy", env, updates_per_step=0.1, actor_tau=1.0, **SMALL)
+    model.learn(160)
+    policy = model.policy
+    for slow, fast in zip(
+        policy.actor_average.parameters(), policy.actor.parameters(), strict=True
+    ):
+        th.testing.assert_close(slow, fast.detach())
+    with pytest.raises(ValueError, match="actor_tau=0 came"):
+        DiscreteSAC("MlpPolicy", env, actor_tau=0, **SMALL)

@@ -8,6 +8,7 @@ import logging
 import pathlib
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ from ilrec_sb3.ilrec.policies import ILRecPolicy, MlpPolicy, MultiInputPolicy
 from recsim_env.artefacts import write_file
 from recsim_env.dynamics import ItemContext
 
-__all__ = ["DiscreteSAC"]
+__all__ = ["DiscreteSAC", "LinearDecay"]
 
 SelfDiscreteSAC = TypeVar("SelfDiscreteSAC", bound="DiscreteSAC")
 
@@ -77,6 +78,23 @@ class Batch(NamedTuple):
     n_demonstrations: int
 
 
+@dataclass(frozen=True)
+class LinearDecay:
+    """A learning rate that falls in a straight line.
+
+    Attributes:
+        start: At the start.
+        share: What is left of it at the end, in [0, 1].
+    """
+
+    start: float
+    share: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Returns the rate where ``progress_remaining`` falls from 1 to 0."""
+        return self.start * (self.share + (1.0 - self.share) * max(progress_remaining, 0.0))
+
+
 class DiscreteSAC(OffPolicyAlgorithm):
     """Soft actor-critic for discrete actions, with exact expectations over the actions.
 
@@ -88,7 +106,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
         policy: ``"MlpPolicy"``, ``"MultiInputPolicy"``, or a policy class.
         env: An environment with discrete actions. A bare `RecEnv` is expanded to ``n_sessions``
             parallel ones.
-        learning_rate: Of Adam, for actor and critics; or a schedule.
+        learning_rate: Of Adam, for actor, critics and temperature, at the start; or a schedule.
+        final_learning_rate: Share of ``learning_rate`` that is left at the end of `learn`; in
+            between it falls in a straight line. At a constant rate a policy that was nearly
+            deterministic now and then forgot what ends a session. Of no effect with a schedule.
         buffer_size: Transitions kept.
         learning_starts: Env steps before the first gradient step, played at random among what the
             masks allow.
@@ -103,6 +124,9 @@ class DiscreteSAC(OffPolicyAlgorithm):
             first value) learns it so that the policy keeps ``target_entropy`` of the entropy that
             its allowed actions make possible.
         target_entropy: That share, in (0, 1).
+        actor_tau: Share of the actor that its average takes over at each gradient step; 1 takes the
+            actor as it is. Lowering it evens out the noise of the last steps and lags behind; 0.005
+            to 0.05 is usual.
         max_grad_norm: Gradients are scaled down to this norm.
         n_sessions: Sessions that a single `RecEnv` is expanded to; None keeps it single.
         replay_buffer_kwargs: As in Stable-Baselines3.
@@ -132,10 +156,12 @@ class DiscreteSAC(OffPolicyAlgorithm):
         tau: float = 0.03,
         gamma: float = 0.99,
         train_freq: int = 1,
-        updates_per_step: float = 1 / 40,
+        updates_per_step: float = 1 / 20,
         n_steps: int = 1,
         ent_coef: float | str = "auto_0.5",
         target_entropy: float = 0.3,
+        actor_tau: float = 0.01,
+        final_learning_rate: float = 0.1,
         max_grad_norm: float = 10.0,
         n_sessions: int | None = 32,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -173,14 +199,25 @@ class DiscreteSAC(OffPolicyAlgorithm):
         if updates_per_step <= 0:
             raise ValueError(
                 f"updates_per_step={updates_per_step} came; expected a number above 0: "
-                "1/40 is the default."
+                "1/20 is the default."
             )
         if not 0 < target_entropy < 1:
             raise ValueError(
                 f"target_entropy={target_entropy} came; expected a share of the highest entropy, "
                 "between 0 and 1: 0.3 is usual."
             )
+        if not 0 < actor_tau <= 1:
+            raise ValueError(
+                f"actor_tau={actor_tau} came; expected a share above 0, at most 1: 0.01 is usual."
+            )
+        if not 0 <= final_learning_rate <= 1:
+            raise ValueError(
+                f"final_learning_rate={final_learning_rate} came; expected a share of the learning "
+                "rate, from 0 to 1: 0.1 is usual."
+            )
+        self.final_learning_rate = final_learning_rate
         self.updates_per_step = updates_per_step
+        self.actor_tau = actor_tau
         self.n_step_returns = n_steps
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
@@ -231,6 +268,11 @@ class DiscreteSAC(OffPolicyAlgorithm):
             )
         self._convert_train_freq()
         self._setup_entropy()
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        if not callable(self.learning_rate):
+            self.lr_schedule = LinearDecay(float(self.learning_rate), self.final_learning_rate)
 
     def _setup_entropy(self) -> None:
         if isinstance(self.ent_coef, str):
@@ -463,6 +505,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         reinforced = actor_loss(log_probs, q_values, alpha)
         total = policy_loss(demonstrated, reinforced.loss, imitation_coefficient)
         self._descend(policy.actor_optimizer, policy.actor, total.total)
+        polyak_update(policy.actor.parameters(), policy.actor_average.parameters(), self.actor_tau)
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             n_actions = int(self.action_space.n)  # type: ignore[attr-defined]

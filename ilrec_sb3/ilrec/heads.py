@@ -3,16 +3,18 @@
 Over a catalogue of thousands a one-hot head learns next to nothing. An item scorer scores item a in
 state s as
 
-    v(s) + f(s) . g(a) + b(a) + c(s) r(s, a) + sum_j T_j(s)[k_j(s, a)]
+    v(s) + f(s) . g(a) + b(a) + c(s) r(s, a) + sum_j T_j(s)[k_j(s, a)] + sum_i p(i) . q(a)
 
-with v the level of the state, g a linear map of the item's features, r(s, a) the reward that the train world model predicts,
-and k_1(s, a) the largest count, in the window of the session-end rule, among the categories of a.
-Where observations tell the last items, k_2 and k_3 say how near a comes to any of them, in the
-space of text embeddings and in that of predicted rewards, as one of a few classes. The last two
-terms are the state-item cross features. They say nothing about the rule (where it bites is learned,
-one number of T for each count or class), but they put what it depends on within reach. All follow
-from the observation, so they exist for replayed states too, and are shared by the actor and all
-critics.
+with v the level of the state, g a linear map of the item's features, r(s, a) the reward that the
+train world model predicts, and k_1(s, a) the largest count, in the window of the session-end rule,
+among the categories of a. Where observations tell the last items, k_2 and k_3 say how near a comes
+to any of them, in the space of text embeddings and in that of predicted rewards, as one of a few
+classes, and the last sum goes over these items i, with learned vectors p and q of E numbers: which
+item does not go after which can be learned by name where no feature shows it. r and the k_j are the
+state-item cross features. They say nothing about the rule
+(where it bites is learned, one number of T for each count or class), but they put what it depends
+on within reach. All follow from the observation, so they exist for replayed states too, and are
+shared by the actor and all critics.
 
 r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first
 and the third term are one matrix product. In the expectation of the score over a policy, that
@@ -49,6 +51,7 @@ N_COUNTS = 8
 N_CLASSES = 8
 """Classes of nearness: 0 where nothing was shown yet or for the far half of all pairs of items, the
 last for an item and itself."""
+_PAIR_DIM = 16  # E
 _NEAR = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Shares of all pairs of items below which the classes from 1 on begin."""
 
@@ -171,7 +174,7 @@ class CrossNet(nn.Module):
         counts = self._largest_counts(flat)
         if not self.n_recent:
             return (counts,)
-        rows = self._recent(flat)
+        rows = self.recent(flat)
         return (
             counts,
             *(near[rows].amax(1).long() for near in (self.text_near, self.rating_near)),
@@ -192,7 +195,7 @@ class CrossNet(nn.Module):
         counts = (self._counts(flat) * self.categories.T[actions[:, 0]]).amax(1)
         found = [counts.long()[:, None]]
         if self.n_recent:
-            rows = self._recent(flat)
+            rows = self.recent(flat)
             for near in (self.text_near, self.rating_near):
                 found.append(near[rows, actions].amax(1, keepdim=True).long())
         return tuple(found)
@@ -201,8 +204,8 @@ class CrossNet(nn.Module):
         counts = flat[:, self.layout.categories] * self.layout.count_scale
         return counts.round().clamp(max=N_COUNTS - 1)
 
-    def _recent(self, flat: th.Tensor) -> th.Tensor:
-        """Returns (B, n_recent) int64, rows of the tables of nearness."""
+    def recent(self, flat: th.Tensor) -> th.Tensor:
+        """Returns (B, n_recent) int64, the last items plus 1, and 0 where there is none."""
         return (flat[:, self.layout.recent] * self.n_items).round().long()
 
 
@@ -210,7 +213,7 @@ class Coefficients(NamedTuple):
     """What a head says about B states.
 
     Attributes:
-        weights: (B, D + K + 1), factors of the items' columns.
+        weights: (B, D + K + 1 + E), factors of the items' columns.
         table: (B, sum of `CrossNet.sizes`), the T_j(s) side by side.
     """
 
@@ -230,7 +233,7 @@ def _looked_up(table: th.Tensor, crossed: Sequence[th.Tensor]) -> th.Tensor:
 
 
 class ItemScorer(nn.Module):
-    """One or more heads that score every item in every state; the heads share g and b.
+    """One or more heads that score every item in every state; the heads share g, b, p and q.
 
     Args:
         n_features: Width of the state features.
@@ -264,7 +267,15 @@ class ItemScorer(nn.Module):
             for _ in range(n_heads)
         )
         self.item = nn.Linear(cross.features.shape[1], dim + 1)  # g(a), b(a)
+        self.pair_dim = _PAIR_DIM if cross.n_recent else 0
+        if self.pair_dim:
+            self.before = nn.EmbeddingBag(
+                cross.n_items + 1, self.pair_dim, mode="sum", padding_idx=0
+            )  # p
+            self.after = nn.Parameter(th.zeros(cross.n_items, self.pair_dim))  # q
         with th.no_grad():
+            if self.pair_dim:
+                self.before.weight[1:].normal_(std=self.pair_dim**-0.5)
             for head in self.heads:
                 head[-1].weight *= 0.01  # type: ignore[index]
                 head[-1].bias.zero_()  # type: ignore[index]
@@ -282,10 +293,11 @@ class ItemScorer(nn.Module):
             cross: The cross features.
         """
         user = cross.user(flat)
+        pairs = [self.before(cross.recent(flat))] if self.pair_dim else []
         result = []
         for head in self.heads:
             f, slope, table, level = head(features).split([self.dim, 1, self.table_size, 1], dim=1)
-            weights = self.scale * th.cat([f, slope * user], dim=1)
+            weights = self.scale * th.cat([f, slope * user, *pairs], dim=1)
             # every item has one count, so the level of the state goes with the counts' table
             table = th.cat([table[:, :N_COUNTS] + level, table[:, N_COUNTS:]], dim=1)
             result.append(Coefficients(weights, self.scale * table))
@@ -294,12 +306,14 @@ class ItemScorer(nn.Module):
     def columns(
         self, cross: CrossNet, items: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor]:
-        """Returns columns (m, D + K + 1) and biases (m,) of all items, or of the given (m,)."""
+        """Returns columns (m, D + K + 1 + E) and biases (m,) of all items, or of the given (m,)."""
         features, rewards = cross.features, cross.reward_items
+        after: list[th.Tensor] = [self.after] if self.pair_dim else []
         if items is not None:
             features, rewards = features[items], rewards[items]
+            after = [q[items] for q in after]
         g, bias = self.item(features).split([self.dim, 1], dim=1)
-        return th.cat([g, rewards], dim=1), self.scale * bias[:, 0]
+        return th.cat([g, rewards, *after], dim=1), self.scale * bias[:, 0]
 
     def scores(
         self, head: Coefficients, crossed: Sequence[th.Tensor], cross: CrossNet

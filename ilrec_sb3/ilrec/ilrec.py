@@ -385,6 +385,7 @@ class ILRec(DiscreteSAC):
         # random play would add nothing now: learn from the environment as soon as a batch is there
         self.learning_starts = min(self.learning_starts, self.batch_size)
         self.policy.critic_target.load_state_dict(self.policy.critic.state_dict())
+        self.policy.actor_average.load_state_dict(self.policy.actor.state_dict())
         self.policy.set_training_mode(False)
 
     def _acts_at_random(self, learning_starts: int) -> bool:

@@ -65,7 +65,10 @@ class _Network(nn.Module):
 
 
 class ILRecPolicy(BasePolicy):
-    """Actor, critics and target critics over discrete actions.
+    """Actor, critics and target critics over discrete actions, and a slow average of the actor.
+
+    The average of the actor's parameters along its training gives the best action; draws, the
+    exploration among them, are the actor's own.
 
     Where the environment says what its items are (``item_context``), scores come from item features
     and state-item cross features (see `ilrec_sb3.ilrec.heads`); elsewhere from plain heads with one
@@ -91,6 +94,7 @@ class ILRecPolicy(BasePolicy):
     """
 
     actor: _Network
+    actor_average: _Network
     critic: _Network
     critic_target: _Network
 
@@ -141,12 +145,17 @@ class ILRecPolicy(BasePolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor = _Network(1, self, 1.0)
+        self.actor_average = _Network(1, self, 1.0)
         self.critic = _Network(self.n_critics, self, self.value_scale)
         self.critic_target = _Network(self.n_critics, self, self.value_scale)
-        self.critic_target.load_state_dict(self.critic.state_dict())
-        self.critic_target.train(False)
-        for parameter in self.critic_target.parameters():
-            parameter.requires_grad_(False)
+        for slow, fast in (
+            (self.actor_average, self.actor),
+            (self.critic_target, self.critic),
+        ):
+            slow.load_state_dict(fast.state_dict())
+            slow.train(False)
+            for parameter in slow.parameters():
+                parameter.requires_grad_(False)
         options = self.optimizer_kwargs
         rate = lr_schedule(1)
         self.actor_optimizer = self.optimizer_class(
@@ -194,6 +203,7 @@ class ILRecPolicy(BasePolicy):
         flat: th.Tensor,
         masks: th.Tensor | None = None,
         crossed: tuple[th.Tensor, ...] | None = None,
+        average: bool = False,
     ) -> th.Tensor:
         """Returns (B, n) log-probabilities of all actions.
 
@@ -201,17 +211,21 @@ class ILRecPolicy(BasePolicy):
             flat: (B, d) flat observations.
             masks: (B, n) bool, True where allowed; None allows everything.
             crossed: Of these observations, where they were computed already.
+            average: Whether the averaged actor is asked.
         """
-        return masked_log_softmax(self._logits(flat, crossed), masks, check=False)
+        network = self.actor_average if average else self.actor
+        return masked_log_softmax(self._logits(network, flat, crossed), masks, check=False)
 
-    def _logits(self, flat: th.Tensor, crossed: tuple[th.Tensor, ...] | None) -> th.Tensor:
-        scorer = self.actor.scorer
+    def _logits(
+        self, network: _Network, flat: th.Tensor, crossed: tuple[th.Tensor, ...] | None
+    ) -> th.Tensor:
+        scorer = network.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
-            logits: th.Tensor = scorer(self.actor.features(flat))[0]
+            logits: th.Tensor = scorer(network.features(flat))[0]
             return logits
         if crossed is None:
             crossed = self.cross(flat)
-        heads = self._heads(self.actor, flat)
+        heads = self._heads(network, flat)
         return scorer.scores(heads[0], crossed, self.cross)
 
     def _heads(self, network: _Network, flat: th.Tensor) -> list[Coefficients]:
@@ -297,7 +311,8 @@ class ILRecPolicy(BasePolicy):
         deterministic: bool = False,
         action_masks: th.Tensor | None = None,
     ) -> th.Tensor:
-        log_probs = self.log_probs(self.flat.flatten_tensor(observation), action_masks)
+        flat = self.flat.flatten_tensor(observation)
+        log_probs = self.log_probs(flat, action_masks, average=deterministic)
         if deterministic:
             return log_probs.argmax(dim=1)
         return sample_actions(log_probs.exp())
@@ -316,7 +331,8 @@ class ILRecPolicy(BasePolicy):
             observation: One observation or a batch of them.
             state: Passed through.
             episode_start: Not used.
-            deterministic: Whether to take the most likely action instead of a draw.
+            deterministic: Whether to take the averaged actor's most likely action instead of a draw
+                from the actor.
             action_masks: (n,) or (B, n) bool, True where allowed.
 
         Returns:

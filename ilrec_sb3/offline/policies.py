@@ -62,7 +62,7 @@ class OfflinePolicy(ILRecPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        del self.actor_optimizer, self.critic_optimizer
+        del self.actor_optimizer, self.critic_optimizer, self.actor_average
         self._shape_networks()
         trained = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.optimizer_class(
@@ -76,7 +76,18 @@ class OfflinePolicy(ILRecPolicy):
 
     def logits(self, flat: th.Tensor, crossed: Crossed | None = None) -> th.Tensor:
         """Returns (B, n) scores of all actions by the actor, before any mask."""
-        return self._logits(flat, crossed)
+        return self._logits(self.actor, flat, crossed)
+
+    def log_probs(
+        self,
+        flat: th.Tensor,
+        masks: th.Tensor | None = None,
+        crossed: Crossed | None = None,
+        average: bool = False,
+    ) -> th.Tensor:
+        """Returns (B, n) log-probabilities of all actions; no average of the actor is kept."""
+        del average
+        return super().log_probs(flat, masks, crossed)
 
     def values(
         self, flat: th.Tensor, crossed: Crossed | None = None, target: bool = False
@@ -135,13 +146,9 @@ class CRRPolicy(OfflinePolicy):
         self, flat: th.Tensor, masks: th.Tensor | None, crossed: Crossed | None
     ) -> th.Tensor:
         """Returns (B, n) log-probabilities of the target actor; arguments as of `log_probs`."""
-        scorer = self.actor_target.scorer
-        if isinstance(scorer, PlainScorer) or self.cross is None:
-            logits: th.Tensor = scorer(self.actor_target.features(flat))[0]
-        else:
-            crossed = self.cross(flat) if crossed is None else crossed
-            logits = scorer.scores(self._heads(self.actor_target, flat)[0], crossed, self.cross)
-        return masked_log_softmax(logits, masks, check=False)
+        return masked_log_softmax(
+            self._logits(self.actor_target, flat, crossed), masks, check=False
+        )
 
 
 class _GreedyPolicy(OfflinePolicy):
