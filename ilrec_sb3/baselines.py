@@ -113,7 +113,12 @@ _ITEM_DQN = {
     "exploration_final_eps": 0.02,
     "learning_rate": LinearDecay(1e-3, 0.1),
 }
-_ITEM_PPO = {"batch_size": 256, "learning_rate": 1e-3, "n_epochs": 4, "n_steps": 64}
+_ITEM_PPO = {
+    "batch_size": 256,
+    "learning_rate": LinearDecay(1e-3, 0.1),
+    "n_epochs": 4,
+    "n_steps": 64,
+}
 
 # (class, whether it has items) -> what differs from `Algorithm` and from the class's defaults
 _SET_UPS: dict[tuple[str, bool], dict[str, Any]] = {
@@ -130,7 +135,7 @@ _SET_UPS: dict[tuple[str, bool], dict[str, Any]] = {
     ("DQN", True): {"n_sessions": 8, "settings": _ITEM_DQN},
     ("DoubleDQN", True): {"n_sessions": 8, "settings": _ITEM_DQN},
     ("QRDQN", True): {"n_sessions": 8, "settings": _ITEM_DQN},
-    ("A2C", True): {},
+    ("A2C", True): {"settings": {"learning_rate": LinearDecay(7e-4, 0.1)}},
     ("PPO", True): {"settings": {**_ITEM_PPO, "ent_coef": 0.01}},
     ("TRPO", True): {
         "settings": {

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from ilrec_sb3.baselines import find_algorithm
 from ilrec_sb3.cells import (
     CELL,
+    FAILED,
     CellResult,
     Stage,
     Task,
@@ -169,10 +170,21 @@ class _Maker:
         return self._demonstrations[1]
 
     def fail(self, plan: _Plan, reason: str, trace: str) -> None:
-        """Writes that a cell failed."""
+        """Writes that a cell failed.
+
+        Raises:
+            DataError: Not even that can be written, so it is of no use to make the others.
+        """
         fingerprint = next(iter(plan.identity["tests"].values()))
         cell = failed_result(plan.task, fingerprint, reason, self.code)
-        write_failure(plan.folder, cell, trace, identity=plan.identity)
+        try:
+            write_failure(plan.folder, cell, trace, identity=plan.identity)
+        except OSError as error:
+            cause = str(error.strerror or type(error).__name__).lower()
+            raise DataError(
+                f"{plan.folder} cannot be written ({cause}): mend that, and the same command goes "
+                "on with what is finished."
+            ) from error
 
 
 def _name(error: BaseException) -> str:
@@ -224,18 +236,25 @@ def run_benchmark(
             one name, or where another process works in the folder.
     """
     folder = Path(out or f"runs/benchmark-{grid.name}")
+    if report_only and not folder.is_dir():
+        raise DataError(f"{folder} is not there, so there is no cell to report: make some first.")
     stages = Stages(data, cache, progress)
     chosen = _choose(grid, only, environments)
     if dry_run:
-        _say_plans(_plan(grid, chosen, folder, stages, write=False), fresh, say)
+        _say_plans(_plan(grid, chosen, folder, stages, write=False, replaced=fresh), fresh, say)
         return BenchmarkResult(folder, tuple(_reported(grid, folder)), 0, 0, None)
     with _locked(folder):
         failed = 0
         if not report_only:
+            if fresh:
+                # nothing is removed for a command that cannot be carried out
+                plans = _plan(grid, chosen, folder, stages, write=False, replaced=True)
+                _check_others(grid, plans, folder)
             _write_run(folder, grid, command)
             if fresh:
                 _remove(folder, chosen, everything=not (only or environments))
             plans = _plan(grid, chosen, folder, stages)
+            _check_others(grid, plans, folder)
             failed = _run(plans, _Maker(stages, code_hash(), grid.models), jobs, say)
         return _conclude(grid, folder, stages, command, failed, say)
 
@@ -252,12 +271,18 @@ def _choose(
         if name not in grid.environments:
             known = near_miss(name, grid.environments)
             raise DataError(f"The grid has no environment {name!r}; {known}.")
-    return [
+    chosen = [
         (row, task)
         for row, task in grid.tasks()
         if (not only or any(_fits(task.label, label) for label in only))
         and (not environments or task.environment in environments)
     ]
+    if not chosen:
+        raise DataError(
+            f"None of the rows asked for plays in {', '.join(map(repr, environments))}: choose "
+            "other rows or environments."
+        )
+    return chosen
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -274,6 +299,7 @@ def _plan(
     folder: Path,
     stages: Stages,
     write: bool = True,
+    replaced: bool = False,
 ) -> list[_Plan]:
     """Makes data and demonstrations ready, once, and returns the cells with what they need.
 
@@ -283,6 +309,7 @@ def _plan(
         folder: Of the run.
         stages: Makes the environments.
         write: Whether demonstrations that are not there are made.
+        replaced: Whether cells that are there will be removed, whatever they were made in.
     """
     contents: dict[Path, str] = {}
     plans = []
@@ -307,19 +334,35 @@ def _plan(
             "task": _as_json(asdict(task)),
         }
         plans.append(_Plan(task, environment, _folder_of(folder, task), path, identity))
-        _check_environment(plans[-1])
+        if not replaced:
+            _check_environment(plans[-1].folder, plans[-1])
     return plans
 
 
-def _check_environment(plan: _Plan) -> None:
-    """Refuses a finished cell that was made in another environment of the same name."""
-    if not artefacts.check_folder(plan.folder) or not (plan.folder / CELL).exists():
+def _check_others(grid: Grid, plans: Sequence[_Plan], folder: Path) -> None:
+    """Refuses to make cells beside finished ones of the grid that they cannot be compared with."""
+    planned = {plan.folder for plan in plans}
+    first = {plan.task.environment: plan for plan in reversed(plans)}
+    for _, task in grid.tasks():
+        path = _folder_of(folder, task)
+        if task.environment in first and path not in planned:
+            _check_environment(path, first[task.environment])
+
+
+def _check_environment(path: Path, plan: _Plan) -> None:
+    """Refuses a finished cell that was made in another environment of the same name.
+
+    Args:
+        path: Folder of the cell.
+        plan: A cell that is to be made in that environment.
+    """
+    if not artefacts.check_folder(path) or not (path / CELL).exists():
         return
-    found = _identity_of(plan.folder)
+    found = _identity_of(path)
     for name in ("train", "tests"):
         if found.get(name) != plan.identity[name]:
             raise DataError(
-                f"{plan.folder} was made in another environment of the name "
+                f"{path} was made in another environment of the name "
                 f"{plan.task.environment!r} (other data, rules or rewards), so it cannot be "
                 "compared with new cells: make all anew with --fresh, or in another folder with "
                 "--out."
@@ -327,7 +370,8 @@ def _check_environment(plan: _Plan) -> None:
 
 
 def _identity_of(folder: Path) -> dict[str, Any]:
-    values = json.loads((folder / CELL).read_text(encoding="utf-8"))
+    file = next(folder / name for name in (CELL, FAILED) if (folder / name).exists())
+    values = json.loads(file.read_text(encoding="utf-8"))
     return dict(values.get("identity") or {})
 
 
@@ -447,7 +491,7 @@ def _reported(grid: Grid, folder: Path) -> Iterator[CellResult]:
         path = _folder_of(folder, task)
         if not artefacts.check_folder(path):
             continue
-        if (path / CELL).exists() and _identity_of(path).get("key") != task.key:
+        if _identity_of(path).get("key") != task.key:
             continue
         yield replace(read_cell(path), label=task.label, group=task.group)
 

@@ -6,7 +6,10 @@ nearest that is known.
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +28,16 @@ GROUPS = ("main", "ablation", "demonstrations", "sensitivity")
 _EXPLORER_SESSIONS = 200
 _SETTING_EPISODES = 100
 _OFFLINE_STEPS = 10_000
+_LONGEST_NAME = 120  # of a folder, in bytes: file systems take 255, and some are put around it
+_MOST_SEED = 2**32 - 1  # of Stable-Baselines3
+_FIXED = {
+    "policy": "is always MlpPolicy",
+    "env": "is the environment of the grid",
+    "seed": 'belongs to "seeds"',
+    "device": "belongs to the grid",
+    "demonstrations": "belong to the row itself",
+}
+"""Constructor arguments that are no settings of a row, and why."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class GridEnvironment:
         _check(self, texts=("dataset", "termination", "setting", "title"), mappings=("options",))
         _check(self, counts=("window", "max_repeats", "limit", "episodes"))
         if self.setting is None:
+            self._check_rule()
             return
         if self.setting not in SETTINGS:
             raise DataError(
@@ -70,6 +84,15 @@ class GridEnvironment:
             raise DataError(
                 f"setting={self.setting!r} came with a dataset, a rule or a limit of its own, and "
                 "it fixes all of these: leave them out."
+            )
+
+    def _check_rule(self) -> None:
+        """Refuses numbers of the category rule where another rule ends the sessions."""
+        given = [name for name in ("window", "max_repeats") if getattr(self, name) is not None]
+        if given and self.termination != "category":
+            raise DataError(
+                f"{' and '.join(given)} came with termination={self.termination!r}; only the rule "
+                '"category" has such a number: leave it out.'
             )
 
 
@@ -175,6 +198,7 @@ class GridRow:
         """Checks types and names."""
         _check(self, texts=("algorithm", "label", "group"), counts=("steps",))
         _check(self, mappings=("settings", "sweep"))
+        _check_json(self.name, {**self.settings, **self.sweep})
         for name in ("environments", "seeds"):
             _as_tuple(self, name, str if name == "environments" else int)
         if self.group not in GROUPS:
@@ -190,6 +214,7 @@ class GridRow:
     def _check_algorithm(self) -> None:
         if self.trained:
             takes = find_algorithm(self.algorithm).demonstrated
+            self._check_settings()
         else:
             takes = self.algorithm == DEMONSTRATIONS
             if self.settings or self.sweep or self.seeds or self.steps:
@@ -202,6 +227,21 @@ class GridRow:
                 f"{self.name!r} came with demonstrations, but {self.algorithm!r} takes none: leave "
                 "them out."
             )
+
+    def _check_settings(self) -> None:
+        """Refuses what the algorithm's constructor does not take, before anything is made."""
+        known = _settings_of(self.algorithm)
+        for name in (*self.settings, *self.sweep):
+            if name in _FIXED:
+                raise DataError(
+                    f"{self.name!r} came with {name!r} among its settings, which {_FIXED[name]}: "
+                    "leave it out there."
+                )
+            if name not in known:
+                raise DataError(
+                    f"{self.name!r} came with the setting {name!r}, which {self.algorithm} does "
+                    f"not have; {near_miss(name, known)}."
+                )
 
     @property
     def name(self) -> str:
@@ -247,7 +287,7 @@ class Grid:
         curve_points: Evaluations along a training; 0 for none.
         curve_episodes: Sessions of each of these.
         models: Whether trained models are kept.
-        device: "cpu", "cuda" or "auto"; None: each algorithm's usual one.
+        device: "cpu", "cuda", "cuda:1" or "auto"; None: each algorithm's usual one.
     """
 
     name: str
@@ -275,11 +315,14 @@ class Grid:
                 f"name={self.name!r} came; expected letters, digits, - and _, as a folder is named "
                 "after it."
             )
+        if self.device is not None and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise DataError(f"device={self.device!r} came; expected cpu, cuda, cuda:1 or auto.")
         if not self.environments or not self.rows:
             raise DataError(
                 f"The grid {self.name!r} has {len(self.environments)} environments and "
                 f"{len(self.rows)} rows; give at least one [environments.NAME] and one [[rows]]."
             )
+        self._check_environments()
         swept = tuple(row for given in self.rows for row in given.swept())
         object.__setattr__(self, "rows", swept)
         for row in self.rows:
@@ -289,6 +332,10 @@ class Grid:
                         f"The row {row.name!r} plays in {name!r}, which is no environment of the "
                         f"grid; {near_miss(name, self.environments)}."
                     )
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Refuses labels that cannot name a folder each."""
         folders: dict[tuple[str, str], str] = {}
         for _, task in self.tasks():
             other = folders.setdefault((task.environment, task.name.casefold()), task.label)
@@ -297,10 +344,33 @@ class Grid:
                     f"The rows {other!r} and {task.label!r} would share a folder: give one of them "
                     "another label."
                 )
+            if len(task.name.encode()) > _LONGEST_NAME:
+                raise DataError(
+                    f"The label {task.label[:30] + '...'!r} came, too long for the name of a "
+                    f"folder; give one of at most {_LONGEST_NAME - 20} letters."
+                )
         names = [(row.name, name) for row in self.rows for name in self.places(row)]
         twice = sorted({name for name, place in names if names.count((name, place)) > 1})
         if twice:
             raise DataError(f"The row {twice[0]!r} came twice: give one of them another label.")
+
+    def _check_environments(self) -> None:
+        """Refuses names of environments that cannot name a folder each."""
+        folders: dict[str, str] = {}
+        for name, environment in self.environments.items():
+            long = len(name.encode()) > _LONGEST_NAME
+            if long or cell_name(name, None) != name:
+                raise DataError(
+                    f"An environment named {name!r} came; expected letters, digits, - and _, as a "
+                    "folder is named after it, and a title for what the report calls it."
+                )
+            other = folders.setdefault(name.casefold(), name)
+            if other != name:
+                raise DataError(
+                    f"The environments {other!r} and {name!r} would share a folder where letters' "
+                    "case does not count: give one of them another name."
+                )
+            _check_json(name, environment.options)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grid:
@@ -311,7 +381,7 @@ class Grid:
         """
         nested = dict(values)
         environments, rows = nested.get("environments", {}), nested.get("rows", [])
-        tables = isinstance(environments, Mapping) and isinstance(rows, Sequence)
+        tables = isinstance(environments, Mapping) and isinstance(rows, (list, tuple))
         if not tables or not all(
             isinstance(table, Mapping) for table in (*environments.values(), *rows)
         ):
@@ -373,8 +443,8 @@ class Grid:
 def load_grid(path: str | Path) -> Grid:
     """Reads a grid file.
 
-    Beside the settings of a `Grid` it may name others in ``include``, a list of files beside it:
-    their rows come before its own.
+    Beside the settings of a `Grid` it may name others in ``include``, a list of files beside it,
+    which hold rows and nothing else: they come before its own.
 
     Raises:
         DataError: It is no TOML, or says what cannot be understood.
@@ -384,13 +454,22 @@ def load_grid(path: str | Path) -> Grid:
     included = values.pop("include", [])
     if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
         raise DataError(f"{file}: include={included!r} came; expected a list of file names.")
-    rows = list(values.get("rows", []))
-    for name in reversed(included):
-        rows = [*_read_toml(file.parent / name).get("rows", []), *rows]
+    rows = [row for name in included for row in _included_rows(file.parent / name)]
+    own = values.get("rows", [])
     try:
-        return Grid.from_dict({**values, "rows": rows})
+        return Grid.from_dict({**values, "rows": [*rows, *own] if isinstance(own, list) else own})
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
+
+
+def _included_rows(file: Path) -> list[Any]:
+    values = _read_toml(file)
+    if set(values) != {"rows"} or not isinstance(values["rows"], list):
+        raise DataError(
+            f"{file} came as rows to include, with {', '.join(map(repr, values)) or 'nothing'} in "
+            "it; expected [[rows]] and nothing else."
+        )
+    return list(values["rows"])
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -400,12 +479,40 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise MissingDataError(
             f"{file} is not there; name a grid file, such as benchmarks/grids/smoke.toml."
         ) from error
+    except IsADirectoryError as error:
+        raise DataError(f"{file} is a folder; name a grid file in it.") from error
     except ValueError as error:
         raise DataError(f"{file} is not TOML ({error}); expected a grid of a benchmark.") from error
 
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _settings_of(algorithm: str) -> set[str]:
+    """Returns the names of the settings that an algorithm takes, those of its bases included."""
+    chosen = find_algorithm(algorithm)
+    known = {"n_sessions"} | ({"reward_model"} if chosen.reward else set())
+    for kind in chosen.kind.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return known - {"self", "_init_setup_model", *_FIXED}
+
+
+def _check_json(name: str, values: Mapping[str, Any]) -> None:
+    """Refuses values that JSON, in which a run keeps them, does not have."""
+    for setting, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{name!r} came with {setting}={value!r}; expected finite numbers, text, true or "
+                "false, and lists and tables of these."
+            ) from error
 
 
 def _as_tuple(settings: Any, name: str, kind: type) -> None:
@@ -417,8 +524,8 @@ def _as_tuple(settings: Any, name: str, kind: type) -> None:
     if not fits or not all(_is(value, kind) for value in values) or len(set(values)) < len(values):
         said = "whole numbers" if kind is int else "names"
         raise DataError(f"{name}={values!r} came; expected a list of {said}, none twice.")
-    if kind is int and min(values) < 0:
-        raise DataError(f"{name}={values!r} came; expected numbers of 0 or more.")
+    if kind is int and not 0 <= min(values) <= max(values) <= _MOST_SEED:
+        raise DataError(f"{name}={values!r} came; expected numbers of 0 or more, below 2^32.")
     object.__setattr__(settings, name, tuple(values))
 
 

@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
@@ -40,6 +42,13 @@ class Died:
         return f"the worker ended with exit code {self.exit_code}"
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """What a piece of work raised."""
+
+    error: Exception
+
+
 def in_parallel(
     work: Callable[[T], R], pieces: Sequence[T], jobs: int
 ) -> Generator[tuple[int, R | Died]]:
@@ -55,6 +64,9 @@ def in_parallel(
 
     Yields:
         The number of the piece, and what ``work`` returned, or that the worker died.
+
+    Raises:
+        Exception: What ``work`` raised; the other workers are then stopped.
     """
     if jobs <= 1:
         for number, piece in enumerate(pieces):
@@ -69,6 +81,8 @@ def in_parallel(
             ready = wait([worker.connection for worker in workers])
             for worker in [worker for worker in workers if worker.connection in ready]:
                 number, found = worker.number, worker.receive()
+                if isinstance(found, _Raised):
+                    raise found.error
                 if isinstance(found, Died) or not queue:
                     worker.stop()
                     workers.remove(worker)
@@ -96,7 +110,8 @@ class _Worker(Generic[T, R]):
         self.process: SpawnProcess = context.Process(
             target=_serve, args=(theirs, work), daemon=True
         )
-        self.process.start()
+        with _interrupts_held():
+            self.process.start()
         theirs.close()  # theirs alone, so that the pipe breaks when the worker dies
         self.number = -1
         self.send(queue)
@@ -109,10 +124,10 @@ class _Worker(Generic[T, R]):
         except OSError:
             pass  # it is dead, which receiving will tell
 
-    def receive(self) -> R | Died:
+    def receive(self) -> R | Died | _Raised:
         """Returns what came of the piece."""
         try:
-            found: R = self.connection.recv()
+            found: R | _Raised = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
             return Died(self.process.exitcode or 0)
@@ -128,6 +143,20 @@ class _Worker(Generic[T, R]):
         self.process.close()
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Starts processes that Ctrl-C does not reach even while they import; here it waits."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it with the first process would let Ctrl-C in
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """What a worker does: one piece after the other until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -139,7 +168,11 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
             piece = connection.recv()
         except EOFError:
             return
-        connection.send(work(piece))
+        try:
+            found = work(piece)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where it was asked
+            found = _Raised(error)
+        connection.send(found)
 
 
 def _end_with(sentinel: int) -> None:

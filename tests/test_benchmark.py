@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def test_the_grids_of_the_repository_are_understood() -> None:
     assert steam.rows[0].name == "random"
     tasks = [task for _, task in steam.tasks()]
     assert {t.steps for t in tasks if t.algorithm == "ILRec"} == {100_000}
-    assert {t.steps for t in tasks if t.algorithm.startswith("offline:")} == {10_000}
+    assert {t.steps for t in tasks if t.algorithm.startswith("offline:")} == {steam.offline_steps}
     assert {t.steps for t in tasks if t.seed is None} == {0}
     # what needs no training first, then seed by seed
     assert [t.seed for t in tasks] == sorted(
@@ -76,6 +78,20 @@ def test_rows_of_included_files_come_first(tmp_path: Path) -> None:
     (tmp_path / "g.toml").write_text(head.replace("a.toml", "no.toml"))
     with pytest.raises(DataError, match=r"no\.toml is not there"):
         load_grid(tmp_path / "g.toml")
+    for content in ("steps = 3\n[[rows]]\nalgorithm = 'random'", "rows = 3", "[[row]]", ""):
+        (tmp_path / "no.toml").write_text(content)
+        with pytest.raises(DataError, match=r"no\.toml came as rows to include"):
+            load_grid(tmp_path / "g.toml")
+
+
+def test_settings_of_every_kind_of_algorithm_are_known() -> None:
+    rows = (
+        {"algorithm": "sb3:A2C+items@dorl", "settings": {"reward_model": {}, "n_steps": 7}},
+        {"algorithm": "contrib:QRDQN+items", "settings": {"policy_kwargs": {}, "n_sessions": 2}},
+        {"algorithm": "ILRec", "settings": {"beta": 1.0, "ent_coef": 0.1, "n_sessions": 4}},
+        {"algorithm": "offline:BCQ", "settings": {"threshold": 0.2, "batch_size": 8}},
+    )
+    assert len(grid(*rows).rows) == 4
 
 
 def test_a_sweep_is_one_row_for_each_combination() -> None:
@@ -108,6 +124,16 @@ def test_a_sweep_is_one_row_for_each_combination() -> None:
             "source and file; give one",
         ),
         ({"algorithm": "A2C", "demonstrations": "all"}, "takes none"),
+        ({"algorithm": "A2C", "settings": {"gama": 0.9}}, "did you mean 'gamma'"),
+        ({"algorithm": "ILRec", "sweep": {"ent_coeff": [1.0]}}, "did you mean 'ent_coef'"),
+        ({"algorithm": "offline:CQL", "settings": {"tua": 0.1}}, "did you mean 'tau'"),
+        ({"algorithm": "A2C", "settings": {"reward_model": {}}}, "A2C does not have"),
+        ({"algorithm": "A2C", "settings": {"seed": 3}}, 'which belongs to "seeds"'),
+        ({"algorithm": "ILRec", "settings": {"demonstrations": 3}}, "belong to the row itself"),
+        ({"algorithm": "A2C", "settings": {"gamma": float("nan")}}, "expected finite numbers"),
+        ({"algorithm": "A2C", "settings": {"gamma": date(2024, 1, 1)}}, "expected finite"),
+        ({"algorithm": "A2C", "seeds": [2**32]}, r"below 2\^32"),
+        ({"algorithm": "random", "label": "x" * 200}, "too long for the name of a folder"),
         ({"algorithm": "random", "settings": {"x": 1}}, "is not trained"),
         ({"algorithm": "A2C", "label": "a2c"}, "share a folder"),
         ({"algorithm": "A2C"}, "'A2C' came twice"),
@@ -133,6 +159,16 @@ def test_bad_rows_get_one_sentence(row: dict[str, Any], message: str) -> None:
         ({"environments": {"toy": {"setting": "easyrl4rec", "limit": 9}}}, "leave them out"),
         ({"models": 1}, "expected true or false"),
         ({"rows": []}, "0 rows"),
+        ({"rows": 3}, r"expected \[environments.NAME\] and \[\[rows\]\]"),
+        ({"rows": "random"}, r"expected \[environments.NAME\] and \[\[rows\]\]"),
+        ({"device": "gpu"}, "expected cpu, cuda"),
+        *(
+            ({"environments": {name: {}}}, "An environment named .* came; expected letters")
+            for name in ("..", "", "a/b", "two words", "x" * 200)
+        ),
+        ({"environments": {"toy": {}, "Toy": {}}}, "'toy' and 'Toy' would share a folder"),
+        ({"environments": {"toy": {"options": {"seed": date(2024, 1, 1)}}}}, "expected finite"),
+        ({"environments": {"toy": {"termination": "none", "window": 5}}}, "window came with"),
     ],
 )
 def test_bad_grids_get_one_sentence(settings: dict[str, Any], message: str) -> None:
@@ -144,6 +180,8 @@ def test_files_that_are_no_grids(tmp_path: Path) -> None:
     file = tmp_path / "g.toml"
     with pytest.raises(DataError, match="is not there; name a grid file"):
         load_grid(file)
+    with pytest.raises(DataError, match="is a folder; name a grid file in it"):
+        load_grid(tmp_path)
     file.write_text("name = ")
     with pytest.raises(DataError, match="is not TOML"):
         load_grid(file)
@@ -275,22 +313,68 @@ def test_only_and_environments_and_dry_run(run: Run) -> None:
         run(wanted, environments=["shirt"])
     with pytest.raises(DataError, match="holds no cell"):
         run(grid("oracle"), report_only=True)
+    elsewhere = grid("random", {"algorithm": "greedy", "environments": ["toy"]})
+    both = replace(elsewhere, environments=wanted.environments)
+    with pytest.raises(DataError, match="None of the rows asked for plays in 'short'"):
+        run(both, only=["greedy"], environments=["short"])
+
+
+def test_a_report_of_nothing_leaves_nothing(run: Run) -> None:
+    with pytest.raises(DataError, match="is not there, so there is no cell to report"):
+        run(grid("random"), report_only=True)
+    assert not run.folder.exists()
+
+
+def test_fresh_removes_nothing_for_what_cannot_be_made(run: Run) -> None:
+    run(grid("random", "greedy"))
+    missing = {"algorithm": "ILRec", "demonstrations": {"file": "missing.parquet"}}
+    with pytest.raises(DataError, match=r"missing\.parquet is not there"):
+        run(grid("random", "greedy", missing), fresh=True)
+    run(grid("random", "greedy"))
+    assert run.made == []
+
+
+def test_an_algorithm_that_writes_into_its_settings_leaves_the_cell_alone(run: Run) -> None:
+    # A2C adds the class of its optimizer to policy_kwargs
+    wanted = grid({"algorithm": "A2C", "settings": {"policy_kwargs": {"net_arch": [8]}}})
+    assert run(wanted).failed == 0
+    assert run(wanted).cells[0].settings == {"policy_kwargs": {"net_arch": [8]}}
+    assert run.made == []
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "write_cell", full)
+        patch.setattr(benchmark, "write_failure", full)
+        with pytest.raises(DataError, match=r"cannot be written \(no space left on device\)"):
+            run(grid("random", "greedy"))
+        assert run.made == ["random"]
+    run(grid("random", "greedy"))
+    assert run.made == ["random", "greedy"]
 
 
 def test_a_cell_that_fails_says_so_and_is_tried_again(run: Run) -> None:
-    wanted = grid({"algorithm": "A2C", "settings": {"batch_size": 3}}, "random", "greedy")
+    wanted = grid({"algorithm": "A2C", "settings": {"n_sessions": 0}}, "random", "greedy")
+    mended_grid = grid("A2C", "random", "greedy")
     result = run(wanted)
     assert result.failed == 1
     (failed,) = [cell for cell in result.cells if cell.failed]
-    assert "does not take the settings" in str(failed.failed)
+    assert "num_envs=0 came" in str(failed.failed)
     folder = run.folder / "cells" / "toy" / "A2C-seed0"
     assert json.loads((folder / "failed.json").read_text())["failed"] == failed.failed
     assert "Traceback" in (folder / "traceback.txt").read_text()
-    assert any("FAILED: A2C does not take" in line for line in run.said)
+    assert any("FAILED: num_envs=0 came" in line for line in run.said)
+    # what failed is of its settings, as what is finished is
+    assert run(mended_grid, report_only=True).missing == 1
     assert run(wanted).failed == 1
     assert run.made == ["A2C-seed0"]
     assert "1 failed before and are tried again" in run.said[0]
-    mended = run(grid("A2C", "random", "greedy"))
+    mended = run(mended_grid)
     assert mended.failed == 0
     assert not (folder / "failed.json").exists()
     assert all(cell.failed is None for cell in mended.cells)
@@ -321,9 +405,14 @@ def test_another_environment_under_the_same_name_is_refused(run: Run) -> None:
     other = {"toy": {"options": SMALL, "max_repeats": 3}}
     with pytest.raises(DataError, match="made in another environment of the name 'toy'"):
         run(grid("random", "greedy", environments=other))
-    # a new row beside old ones is found out at the latest when they are put together
-    with pytest.raises(DataError, match="cannot be compared"):
+    # so is a new row beside old ones, and before anything is removed or made
+    with pytest.raises(DataError, match="random was made in another environment"):
         run(grid("random", "greedy", environments=other), only=["greedy"], fresh=True)
+    with pytest.raises(DataError, match="greedy was made in another environment"):
+        run(grid("oracle", "greedy", environments=other), only=["oracle"])
+    assert run.made == []
+    assert run(grid("random", "greedy")).missing == 0
+    assert run.made == []
     run(grid("random", "greedy", environments=other), fresh=True)
     assert run.made == ["random", "greedy"]
 
@@ -349,7 +438,9 @@ def test_the_background_of_an_environment(run: Run, report: Report, prepared: Pr
 
 
 def test_processes_make_what_one_process_makes(run: Run) -> None:
-    wanted = grid("random", "A2C", {"algorithm": "A2C", "label": "bad", "settings": {"no": 1}})
+    wanted = grid(
+        "random", "A2C", {"algorithm": "A2C", "label": "bad", "settings": {"n_sessions": 0}}
+    )
     one = run(wanted)
     assert run.made == ["random", "A2C-seed0", "bad-seed0"]
     shutil.rmtree(run.folder)
@@ -498,7 +589,7 @@ def test_a_failed_cell_gives_exit_code_1(
         'name = "g"\nseeds = [0]\nsteps = 10\nepisodes = 5\n[environments.toy]\n'
         "options = { n_users = 60, n_items = 40, seed = 3 }\n"
         '[[rows]]\nalgorithm = "random"\n'
-        '[[rows]]\nalgorithm = "A2C"\nsettings = { no = 1 }\n'
+        '[[rows]]\nalgorithm = "A2C"\nsettings = { n_sessions = 0 }\n'
     )
     out = ["--out", str(tmp_path / "out"), "--no-progress"]
     assert cli.main(["benchmark", str(tmp_path / "g.toml"), *out]) == 1

@@ -603,3 +603,62 @@ def test_with_a_share_of_one_the_average_is_the_actor(env: RecEnv) -> None:
         th.testing.assert_close(slow, fast.detach())
     with pytest.raises(ValueError, match="actor_tau=0 came"):
         DiscreteSAC("MlpPolicy", env, actor_tau=0, **SMALL)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_decomposed_value_is_reward_plus_what_goes_on(env: RecEnv, plain: bool) -> None:
+    options = {**SMALL, "policy_kwargs": {"net_arch": [32], "use_item_heads": not plain}}
+    model = DiscreteSAC("MlpPolicy", env, updates_per_step=0.1, **options).learn(160)
+    policy = model.policy
+    assert (policy.cross is None) == plain
+    samples = model.replay_buffer.sample(16)
+    flat = samples.observations
+    with th.no_grad():
+        crossed = policy.crossed(flat)
+        probs = policy.log_probs(flat, samples.action_masks, crossed).exp()
+        outcomes = policy.outcomes(flat, crossed)
+        values = policy._scores(policy.critic, flat, crossed)
+        whole = [outcomes.rewards + outcomes.goes_on * value for value in values]
+        expected = policy.expected_q(flat, probs, crossed, outcomes=outcomes)
+        for k, value in enumerate(whole):
+            th.testing.assert_close(expected[k], (probs * value).sum(1), atol=1e-4, rtol=1e-4)
+        least = expected.argmin(0)
+        chosen = th.stack(whole)[least, th.arange(16)]
+        got = policy.q_values(flat, probs, crossed, outcomes)
+        th.testing.assert_close(got, chosen, atol=1e-4, rtol=1e-4)
+        rewards, ends = policy.outcome_pairs(flat, samples.actions)
+        th.testing.assert_close(
+            rewards, outcomes.rewards.gather(1, samples.actions)[:, 0], atol=1e-4, rtol=1e-4
+        )
+        th.testing.assert_close(
+            th.sigmoid(-ends),
+            outcomes.goes_on.gather(1, samples.actions)[:, 0],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
+def test_critics_learn_from_what_went_on_and_ends_from_all(env: RecEnv) -> None:
+    model = DiscreteSAC("MlpPolicy", env, **SMALL).learn(96)
+    samples = model.replay_buffer.sample(32)
+    policy = model.policy
+
+    def step(dones: th.Tensor) -> tuple[bool, bool]:
+        critic = [p.detach().clone() for p in policy.critic.parameters()]
+        outcome = [p.detach().clone() for p in policy.outcome.parameters()]
+        model._critic_step(model._join(samples._replace(dones=dones), None), th.full((32,), 7.0))
+        pairs = ((critic, policy.critic), (outcome, policy.outcome))
+        return tuple(
+            any(not th.equal(a, b) for a, b in zip(old, new.parameters(), strict=True))
+            for old, new in pairs
+        )  # type: ignore[return-value]
+
+    assert step(th.ones(32, 1)) == (False, True)
+    assert step(th.zeros(32, 1)) == (True, True)
+
+
+def test_values_can_be_learned_whole(env: RecEnv) -> None:
+    options = {**SMALL, "policy_kwargs": {"net_arch": [32], "decomposed": False}}
+    model = DiscreteSAC("MlpPolicy", env, updates_per_step=0.1, **options).learn(160)
+    assert not hasattr(model.policy, "outcome")
+    assert model.policy.outcomes(model.replay_buffer.sample(4).observations) is None

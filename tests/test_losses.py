@@ -15,6 +15,7 @@ from ilrec_sb3.ilrec.losses import (
     critic_target,
     entropy_temperature_loss,
     imitation_loss,
+    outcome_loss,
     policy_loss,
     soft_value,
     target_entropy,
@@ -129,3 +130,16 @@ def test_target_entropy_counts_allowed_actions() -> None:
     assert target_entropy(0.5, 16).item() == pytest.approx(0.5 * math.log(16))
     masks = th.tensor([[True, True, False, False], [True, False, False, False]])
     np.testing.assert_allclose(target_entropy(0.5, 4, masks), [0.5 * math.log(2), 0.0], rtol=1e-6)
+
+
+def test_outcome_loss_by_hand() -> None:
+    rewards, seen = th.tensor([3.0, 1.0]), th.tensor([3.5, 4.0])
+    logits, ended = th.tensor([0.0, math.log(3.0)]), th.tensor([0.0, 1.0])
+    found = outcome_loss(rewards, logits, seen, ended)
+    # Huber: 0.5 * 0.5^2 and 3 - 0.5; ends: -log 0.5 and -log 0.75
+    ends = (math.log(2.0) - math.log(0.75)) / 2
+    assert float(found.loss) == pytest.approx((0.125 + 2.5) / 2 + ends, abs=1e-5)
+    assert float(found.reward_error) == pytest.approx(1.75)
+    assert float(found.end_loss) == pytest.approx(ends, abs=1e-5)
+    with pytest.raises(ValueError, match="end_logits"):
+        outcome_loss(rewards, logits[:1], seen, ended)

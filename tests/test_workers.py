@@ -42,6 +42,13 @@ def test_closing_stops_the_workers() -> None:
     wait_for_the_end_of([int(str(pid))])
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_the_work_raises_is_raised_here(jobs: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(in_parallel(eval, ["1 / 0", "1"], jobs))
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -83,3 +90,29 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
     assert parent.returncode != 0
     # Ctrl-C is told once, by the parent
     assert errors.count("KeyboardInterrupt\n") <= 1
+
+
+PROGRAM_THAT_STARTS = """
+import os, time
+if __name__ == "__main__":
+    from ilrec_sb3.workers import in_parallel
+    list(in_parallel(eval, ["1", "2"], 2))
+    print("went on", flush=True)
+else:
+    print(os.getpid(), flush=True)  # a worker imports this before all else
+    time.sleep(1.5)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_ctrl_c_does_not_reach_workers_that_are_still_importing(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM_THAT_STARTS)
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        for pid in [int(parent.stdout.readline()) for _ in range(2)]:
+            os.kill(pid, signal.SIGINT)
+        said, errors = parent.communicate(timeout=30)
+    assert (said, errors, parent.returncode) == ("went on\n", "", 0)

@@ -203,6 +203,38 @@ def critic_loss(
     return CriticLoss(th.stack(losses).sum(), mean_q, th.stack(errors).mean())
 
 
+class OutcomeLoss(NamedTuple):
+    """Loss of what follows at once from an action.
+
+    Attributes:
+        loss: Scalar to descend.
+        reward_error: Mean absolute error of the rewards.
+        end_loss: Binary cross-entropy of the ends, in nats.
+    """
+
+    loss: th.Tensor
+    reward_error: th.Tensor
+    end_loss: th.Tensor
+
+
+def outcome_loss(
+    rewards: th.Tensor, end_logits: th.Tensor, seen: th.Tensor, ended: th.Tensor
+) -> OutcomeLoss:
+    """Huber loss of predicted rewards plus binary cross-entropy of predicted ends.
+
+    Args:
+        rewards: (B,) predicted.
+        end_logits: (B,) of the chance that the action ends the episode.
+        seen: (B,) the rewards that came.
+        ended: (B,) 1 where the episode ended.
+    """
+    _same_shape("rewards", rewards, "seen", seen)
+    _same_shape("end_logits", end_logits, "ended", ended)
+    ends = F.binary_cross_entropy_with_logits(end_logits, ended)
+    error = (rewards.detach() - seen).abs().mean()
+    return OutcomeLoss(F.huber_loss(rewards, seen) + ends, error, ends.detach())
+
+
 def target_entropy(share: float, n_actions: int, masks: th.Tensor | None = None) -> th.Tensor:
     """Entropy that the temperature aims at: a share of what the allowed actions make possible.
 

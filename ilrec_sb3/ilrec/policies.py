@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -64,8 +64,28 @@ class _Network(nn.Module):
         return features
 
 
+class Outcomes(NamedTuple):
+    """What is thought to follow at once from each action, for B states and n actions.
+
+    Attributes:
+        rewards: (B, n) in units of reward.
+        goes_on: (B, n) chance that the session goes on, in (0, 1).
+    """
+
+    rewards: th.Tensor
+    goes_on: th.Tensor
+
+
 class ILRecPolicy(BasePolicy):
     """Actor, critics and target critics over discrete actions, and a slow average of the actor.
+
+    With ``decomposed`` a value is put together from what can be learned apart: with d the chance
+    that the item ends the session,
+
+        Q(s, a) = r(s, a) + (1 - d(s, a)) U(s, a)
+
+    r and d are plain regressions of what was seen, so neither the reward nor where the session ends
+    has to be found through values of values; critics learn U alone, the value of going on.
 
     The average of the actor's parameters along its training gives the best action; draws, the
     exploration among them, are the actor's own.
@@ -86,6 +106,7 @@ class ILRecPolicy(BasePolicy):
         item_dim: Width of the product of state and item.
         value_scale: Usual size of a return, in units of reward; the critics' outputs are multiplied
             by it.
+        decomposed: Whether rewards and ends of sessions are learned apart from values.
         features_extractor_class: As in Stable-Baselines3.
         features_extractor_kwargs: As in Stable-Baselines3.
         normalize_images: As in Stable-Baselines3.
@@ -95,6 +116,7 @@ class ILRecPolicy(BasePolicy):
 
     actor: _Network
     actor_average: _Network
+    outcome: _Network
     critic: _Network
     critic_target: _Network
 
@@ -110,6 +132,7 @@ class ILRecPolicy(BasePolicy):
         use_item_heads: bool = True,
         item_dim: int = 32,
         value_scale: float = 10.0,
+        decomposed: bool = True,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
@@ -132,6 +155,7 @@ class ILRecPolicy(BasePolicy):
         self.use_item_heads = use_item_heads
         self.item_dim = item_dim
         self.value_scale = value_scale
+        self.decomposed = decomposed
         order = None if item_context is None else list(item_context.layout.parts())
         self.flat = FlatObservations(observation_space, order)
         usable = (
@@ -158,6 +182,13 @@ class ILRecPolicy(BasePolicy):
                 parameter.requires_grad_(False)
         options = self.optimizer_kwargs
         rate = lr_schedule(1)
+        if self.decomposed:
+            self.outcome = _Network(2, self, 1.0)
+            self.outcome_optimizer = self.optimizer_class(
+                self.outcome.parameters(),
+                lr=rate,  # type: ignore[call-arg]
+                **options,
+            )
         self.actor_optimizer = self.optimizer_class(
             self.actor.parameters(),
             lr=rate,  # type: ignore[call-arg]
@@ -180,6 +211,7 @@ class ILRecPolicy(BasePolicy):
             use_item_heads=self.use_item_heads,
             item_dim=self.item_dim,
             value_scale=self.value_scale,
+            decomposed=self.decomposed,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
             optimizer_class=self.optimizer_class,
@@ -234,12 +266,32 @@ class ILRecPolicy(BasePolicy):
         features = network.features(self.cross.scaled(flat))
         return network.scorer.coefficients(features, flat, self.cross)
 
+    def outcomes(
+        self, flat: th.Tensor, crossed: tuple[th.Tensor, ...] | None = None
+    ) -> Outcomes | None:
+        """Returns what is thought to follow at once from every action; None where not decomposed.
+
+        Args:
+            flat: (B, d) flat observations.
+            crossed: Of these observations, where they were computed already.
+        """
+        if not self.decomposed:
+            return None
+        rewards, ends = self._scores(self.outcome, flat, crossed)
+        return Outcomes(rewards, th.sigmoid(-ends))
+
+    def outcome_pairs(self, flat: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Returns (B,) rewards and (B,) logits of an end, of the (B, 1) actions."""
+        rewards, ends = self._pairs(self.outcome, flat, actions)
+        return rewards, ends
+
     def expected_q(
         self,
         flat: th.Tensor,
         probs: th.Tensor,
         crossed: tuple[th.Tensor, ...] | None = None,
         target: bool = False,
+        outcomes: Outcomes | None = None,
     ) -> th.Tensor:
         """Returns (n_critics, B), each critic's expected value under a policy.
 
@@ -248,17 +300,26 @@ class ILRecPolicy(BasePolicy):
             probs: (B, n) probabilities of the actions.
             crossed: Of these observations, where they were computed already.
             target: Whether the target critics are asked.
+            outcomes: Of these observations, where values are decomposed.
         """
         network = self.critic_target if target else self.critic
+        base: th.Tensor | float = 0.0
+        if outcomes is not None:
+            base = (probs * outcomes.rewards).sum(1)
+            probs = probs * outcomes.goes_on
         scorer = network.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
-            return th.stack([(probs * q).sum(1) for q in scorer(network.features(flat))])
+            return base + th.stack([(probs * q).sum(1) for q in scorer(network.features(flat))])
         if crossed is None:
             crossed = self.cross(flat)
-        return scorer.expected(self._heads(network, flat), probs, crossed, self.cross)
+        return base + scorer.expected(self._heads(network, flat), probs, crossed, self.cross)
 
     def q_values(
-        self, flat: th.Tensor, probs: th.Tensor, crossed: tuple[th.Tensor, ...] | None = None
+        self,
+        flat: th.Tensor,
+        probs: th.Tensor,
+        crossed: tuple[th.Tensor, ...] | None = None,
+        outcomes: Outcomes | None = None,
     ) -> th.Tensor:
         """Returns (B, n) values of all actions by the most pessimistic critic of each state.
 
@@ -266,35 +327,51 @@ class ILRecPolicy(BasePolicy):
             flat: (B, d) flat observations.
             probs: (B, n) probabilities of the actions, which choose the critic.
             crossed: Of these observations, where they were computed already.
+            outcomes: Of these observations, where values are decomposed.
         """
-        scorer = self.critic.scorer
-        if isinstance(scorer, PlainScorer) or self.cross is None:
-            values = th.stack(scorer(self.critic.features(flat)))  # (n_critics, B, n)
-            least = (values * probs).sum(2).argmin(0)
-            return values[least, th.arange(len(flat), device=flat.device)]
-        if crossed is None:
+        if crossed is None and self.cross is not None:
             crossed = self.cross(flat)
-        heads = self._heads(self.critic, flat)
-        least = scorer.expected(heads, probs, crossed, self.cross).argmin(0)
+        least = self.expected_q(flat, probs, crossed, outcomes=outcomes).argmin(0)
         rows = th.arange(len(flat), device=flat.device)
-        chosen = Coefficients(
-            th.stack([head.weights for head in heads])[least, rows],
-            th.stack([head.table for head in heads])[least, rows],
-        )
-        return scorer.scores(chosen, crossed, self.cross)
+        scorer = self.critic.scorer
+        if isinstance(scorer, PlainScorer) or self.cross is None or crossed is None:
+            values = th.stack(scorer(self.critic.features(flat)))[least, rows]
+        else:
+            heads = self._heads(self.critic, flat)
+            chosen = Coefficients(
+                th.stack([head.weights for head in heads])[least, rows],
+                th.stack([head.table for head in heads])[least, rows],
+            )
+            values = scorer.scores(chosen, crossed, self.cross)
+        if outcomes is None:
+            return values
+        return outcomes.rewards + outcomes.goes_on * values
 
     def q_pairs(self, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
-        """Returns each critic's (B,) value of the (B, 1) actions.
+        """Returns each critic's (B,) value of the (B, 1) actions; U of them where decomposed.
 
         Args:
             flat: (B, d) flat observations.
             actions: (B, 1) int64.
         """
-        scorer = self.critic.scorer
+        return self._pairs(self.critic, flat, actions)
+
+    def _scores(
+        self, network: _Network, flat: th.Tensor, crossed: tuple[th.Tensor, ...] | None
+    ) -> list[th.Tensor]:
+        scorer = network.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
-            return [q.gather(1, actions)[:, 0] for q in scorer(self.critic.features(flat))]
+            plain: list[th.Tensor] = scorer(network.features(flat))
+            return plain
+        crossed = self.cross(flat) if crossed is None else crossed
+        return [scorer.scores(h, crossed, self.cross) for h in self._heads(network, flat)]
+
+    def _pairs(self, network: _Network, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
+        scorer = network.scorer
+        if isinstance(scorer, PlainScorer) or self.cross is None:
+            return [q.gather(1, actions)[:, 0] for q in scorer(network.features(flat))]
         crossed = self.cross.pairs(flat, actions)
-        return scorer.pairs(self._heads(self.critic, flat), crossed, actions, self.cross)
+        return scorer.pairs(self._heads(network, flat), crossed, actions, self.cross)
 
     def forward(
         self,
@@ -360,6 +437,8 @@ class ILRecPolicy(BasePolicy):
         if mode != self.training:
             self.actor.train(mode)
             self.critic.train(mode)
+            if self.decomposed:
+                self.outcome.train(mode)
             self.training = mode
 
 

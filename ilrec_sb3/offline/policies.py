@@ -56,6 +56,7 @@ class OfflinePolicy(ILRecPolicy):
             action_space,
             lr_schedule,
             n_critics=n_critics,
+            decomposed=False,
             features_extractor_class=features_extractor_class,
             **kwargs,
         )
