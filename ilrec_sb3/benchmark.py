@@ -158,6 +158,7 @@ class _Maker:
             self.stages.get(plan.environment),
             self._load(plan.demonstrations),
             code=self.code,
+            planner_points=True,
         )
         write_cell(plan.folder, cell, model if self.models else None, identity=plan.identity)
         return float(next(iter(cell.episodes.values())).returns.mean(dtype=np.float64))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilrec_sb3 import metrics
-from ilrec_sb3.benchmark_rows import DEMONSTRATIONS, OURS, Results, Row
+from ilrec_sb3.benchmark_rows import DEMONSTRATIONS, OURS, Results, Row, curve_return
 
 __all__ = ["Sweep", "curves_png", "returns_png", "sensitivity_png", "sweeps"]
 
@@ -231,16 +231,19 @@ def _time_unit(rows: Sequence[Row]) -> tuple[str, float]:
 
 
 def _bars(axes: Any, results: Results, mode: str, *, named: bool = True) -> None:
-    """Draws the returns of floor and ceilings as lines; names close together are pushed apart."""
+    """Draws the returns of floor and ceilings as lines; names close together are pushed apart.
+
+    They are of the users of the curves where the cells have them.
+    """
     rows = [(row, style) for name, style in _BARS if (row := results.named(mode, name))]
-    rows.sort(key=lambda pair: -pair[0].mean_return)
+    rows.sort(key=lambda pair: -curve_return(pair[0]))
     if not rows:
         return
-    top = max(axes.get_ylim()[1], 1.05 * rows[0][0].mean_return)
+    top = max(axes.get_ylim()[1], 1.05 * curve_return(rows[0][0]))
     axes.set_ylim(top=top)
     place = math.inf
     for row, style in rows:
-        height = row.mean_return
+        height = curve_return(row)
         axes.axhline(height, color=_DARK, linestyle=style, linewidth=1.0, alpha=0.7, zorder=0)
         place = min(height, place - 0.045 * top)
         if named:

@@ -18,8 +18,8 @@ from ilrec_sb3 import benchmark_tables as tables
 from ilrec_sb3 import benchmark_verdicts as verdicts
 from ilrec_sb3 import metrics
 from ilrec_sb3.benchmark_plots import curves_png, returns_png, sensitivity_png
-from ilrec_sb3.benchmark_references import REFERENCES, Published, published_name
-from ilrec_sb3.benchmark_rows import SPECIAL, Background, Figures, Results, Row, gather
+from ilrec_sb3.benchmark_references import CAVEATS, REFERENCES, Published, published_name
+from ilrec_sb3.benchmark_rows import FEW, SPECIAL, Background, Figures, Results, Row, gather
 from ilrec_sb3.benchmark_tables import Table
 from ilrec_sb3.cells import DEMONSTRATIONS, CellResult
 from recsim_env.artefacts import write_file
@@ -138,8 +138,9 @@ def _how(cells: Sequence[CellResult], command: str) -> str:
         f"{'; '.join(part for part in parts if part)}. Intervals are 95 % bootstrap intervals of "
         "the interquartile mean (IQM): sessions and seeds are drawn anew, the same sessions for "
         "all seeds where these had the same users; of what was not trained, sessions only. "
-        "Differences are of draws that share their sessions; the probabilities P are over pairs "
-        f"of seeds, a tie counts one half. Made by: `{command}`"
+        "Differences are of draws that share their sessions where the users are the same; the "
+        f"probabilities P are over pairs of seeds, a tie counts one half; trainings of fewer than "
+        f"{FEW} seeds get no verdict. Made by: `{command}`"
     )
 
 
@@ -151,6 +152,7 @@ def _environment(document: _Document, results: Results) -> None:
     document.heading(2, results.title)
     slug = re.sub(r"[^\w.-]+", "-", results.environment)
     known = REFERENCES.get(results.environment, {})
+    caveat = CAVEATS.get(results.environment, "")
     has_main = any(row.group not in SPECIAL for row in results.rows[results.modes[0]])
     for mode in results.modes:
         if len(results.modes) > 1:
@@ -158,9 +160,9 @@ def _environment(document: _Document, results: Results) -> None:
         published = known.get(mode)
         if has_main:
             document.text(verdicts.main_verdict(results, mode))
-            if published:
+            if published and not caveat:
                 document.text(verdicts.published_verdict(results, mode, published))
-        table = tables.main_table(results, mode, published)
+        table = tables.main_table(results, mode, published, caveat)
         last = mode == results.modes[-1]
         document.table(table if last else replace(table, caption=""))
         if last:
@@ -169,7 +171,7 @@ def _environment(document: _Document, results: Results) -> None:
                 f"{slug}-returns.png",
                 returns_png(results, marks),
                 "Interquartile mean over seeds (dot), 95 % interval (bar), seeds (ticks)"
-                + ("; published figures (crosses)." if known else "."),
+                + (f"; published figures (crosses). {caveat}".rstrip() if known else "."),
             )
     _learning(document, results, slug)
     for mode in results.modes:
@@ -189,7 +191,9 @@ def _learning(document: _Document, results: Results, slug: str) -> None:
     document.image(
         f"{slug}-curves.png",
         curves_png(results),
-        "Interquartile mean over seeds, band: its 95 % bootstrap interval over seeds.",
+        "Interquartile mean over seeds, band: its 95 % bootstrap interval over seeds. Curves are "
+        "of other, fewer sessions than the table; so are the lines across where their cells have "
+        "them, but not those of demonstrations.",
     )
 
 

@@ -17,6 +17,7 @@ from recsim_env.planners import Episodes
 
 __all__ = [
     "CEILINGS",
+    "FEW",
     "FLOORS",
     "MAJORITY",
     "ORACLE",
@@ -30,9 +31,12 @@ __all__ = [
     "Results",
     "Row",
     "compare",
+    "curve_return",
     "demonstrated_pairs",
     "dqn_row",
     "gather",
+    "other_users_bar",
+    "same_users",
     "section_of",
     "speed_bars",
     "time_to",
@@ -48,6 +52,9 @@ PLANNER, ORACLE, RANDOM = "rule-aware planner", "oracle", "random"
 SPECIAL = ("ablation", DEMONSTRATIONS, "sensitivity")
 MAJORITY = 3
 """How many of the most frequent categories are the majority."""
+
+FEW = 3
+"""Trainings with fewer seeds get no verdict."""
 
 NEAR = 0.9
 """Share of the planner's return whose reaching is timed."""
@@ -166,10 +173,23 @@ class Row:
         """The learning curves of the seeds that have one."""
         return [cell.curve for cell in self.cells if cell.curve]
 
+    @property
+    def few(self) -> bool:
+        """Whether it was trained with too few seeds for a verdict."""
+        return self.trained and len(self.cells) < FEW
+
     def shown(self, name: str) -> float:
-        """Returns a metric of what was shown; NaN where it is not known."""
+        """Returns a metric of what was shown, of the seeds that have it; NaN where none has."""
+        values = self._shown(name)
+        return float(metrics.interquartile_mean(values)) if len(values) else float("nan")
+
+    def without(self, name: str) -> int:
+        """Returns how many seeds lack a metric of what was shown."""
+        return len(self.figures) - len(self._shown(name))
+
+    def _shown(self, name: str) -> list[float]:
         values = [figures.shown.get(name, np.nan) for figures in self.figures]
-        return float(metrics.interquartile_mean(values))
+        return [value for value in values if not np.isnan(value)]
 
     @property
     def cut(self) -> float:
@@ -177,11 +197,23 @@ class Row:
         endings = [end for cell in self.cells for end in cell.episodes[self.mode].ended_by]
         return endings.count(RECORD_ENDED) / len(endings)
 
-    def draws(self, stream: int = 0) -> NDArray[np.float64]:
-        """Returns bootstrap draws of ``mean_return``."""
-        played = [cell.episodes[self.mode] for cell in self.cells]
+    @property
+    def played(self) -> list[Episodes]:
+        """The sessions of each finished cell."""
+        return [cell.episodes[self.mode] for cell in self.cells]
+
+    def draws(self, stream: int = 0, seed: int = 0) -> NDArray[np.float64]:
+        """Returns bootstrap draws of ``mean_return``.
+
+        Args:
+            stream: As in `ilrec_sb3.metrics.bootstrap_iqm`.
+            seed: As there.
+        """
         return metrics.bootstrap_iqm(
-            [episodes.returns for episodes in played], paired=_same_users(played), stream=stream
+            [episodes.returns for episodes in self.played],
+            paired=same_users(self.played),
+            stream=stream,
+            seed=seed,
         )
 
 
@@ -194,7 +226,8 @@ class Comparison:
         difference: Return of the one less that of the other.
         low: Lower end of the 95 % bootstrap interval of ``difference``.
         high: Upper end.
-        probability: P(one > other) over seeds.
+        probability: P(one > other) over seeds; NaN where there are too few.
+        few: Whether one of the two was trained with too few seeds.
     """
 
     other: Row
@@ -202,10 +235,16 @@ class Comparison:
     low: float
     high: float
     probability: float
+    few: bool = False
 
     @property
     def verdict(self) -> str:
-        """Whether it is "above" or "below", the interval leaving out 0, or else "level"."""
+        """Whether it is "above" or "below", the interval leaving out 0, or else "level".
+
+        "few" where there are too few seeds to say.
+        """
+        if self.few:
+            return "few"
         if self.low > 0:
             return "above"
         return "below" if self.high < 0 else "level"
@@ -348,7 +387,7 @@ def _row(
     mean, low, high = (float("nan"),) * 3
     if cells:
         played = [cell.episodes[mode] for cell in cells]
-        draws = metrics.bootstrap_iqm([e.returns for e in played], paired=_same_users(played))
+        draws = metrics.bootstrap_iqm([e.returns for e in played], paired=same_users(played))
         low, high = metrics.interval(draws)
         mean = float(metrics.interquartile_mean(returns))
     return Row(
@@ -366,7 +405,12 @@ def _row(
     )
 
 
-def _same_users(played: Sequence[Episodes]) -> bool:
+def same_users(played: Sequence[Episodes]) -> bool:
+    """Returns whether session k has the same user in all of them.
+
+    Args:
+        played: At least one.
+    """
     return all(np.array_equal(played[0].users, episodes.users) for episodes in played[1:])
 
 
@@ -400,14 +444,18 @@ def _shown(played: Episodes, background: Background) -> dict[str, float]:
 
 
 def compare(one: Row, other: Row) -> Comparison:
-    """Compares two finished rows; the sessions of both are drawn alike where they are the same."""
-    low, high = metrics.interval(one.draws(stream=1) - other.draws())
+    """Compares two finished rows; the sessions of both are drawn alike where the users are."""
+    shared = same_users([*one.played, *other.played])
+    low, high = metrics.interval(one.draws(stream=1) - other.draws(seed=0 if shared else 1))
+    few = one.few or other.few
+    chance = metrics.probability_of_improvement(one.returns, other.returns)
     return Comparison(
         other=other,
         difference=one.mean_return - other.mean_return,
         low=low,
         high=high,
-        probability=metrics.probability_of_improvement(one.returns, other.returns),
+        probability=float("nan") if few else chance,
+        few=few,
     )
 
 
@@ -437,17 +485,44 @@ def dqn_row(rows: Iterable[Row]) -> Row | None:
 
 
 def speed_bars(results: Results) -> dict[str, float]:
-    """Returns the returns whose reaching is timed, by name: of the planner and of the best DQN."""
+    """Returns the returns whose reaching is timed, by name: of the planner and of the best DQN.
+
+    Both are of the users of the curves, but for a planner that was not played for them
+    (`other_users_bar`).
+
+    Args:
+        results: Of one environment.
+    """
     mode = results.modes[0]
     bars = {}
     planner, dqn = results.planner(mode), dqn_row(results.main(mode))
     if planner is not None:
-        bars[f"{100 * NEAR:.0f} % of the {planner.label}"] = NEAR * planner.mean_return
+        bars[_planner_bar(planner)] = NEAR * curve_return(planner)
     if dqn is not None:
-        # its curve's last points: played by the same sessions as all other points
-        last = [curve[-1][1] for curve in dqn.curves]
-        bars[f"the final return of {dqn.label}"] = float(metrics.interquartile_mean(last))
+        bars[f"the final return of {dqn.label}"] = curve_return(dqn)
     return bars
+
+
+def _planner_bar(planner: Row) -> str:
+    return f"{100 * NEAR:.0f} % of the {planner.label}"
+
+
+def curve_return(row: Row) -> float:
+    """Returns a row's return to the users of the curves: the last point of its own curves.
+
+    Its return of the table where it has none.
+
+    Args:
+        row: A finished one.
+    """
+    last = [curve[-1][1] for curve in row.curves]
+    return float(metrics.interquartile_mean(last)) if last else row.mean_return
+
+
+def other_users_bar(results: Results) -> str:
+    """Returns the name of the bar that is of other users than the curves; "" if none is."""
+    planner = results.planner(results.modes[0])
+    return _planner_bar(planner) if planner is not None and not planner.curves else ""
 
 
 def demonstrated_pairs(results: Results, mode: str) -> list[tuple[Row | None, Row]]:

@@ -17,14 +17,16 @@ from ilrec_sb3.benchmark_rows import (
     OURS,
     PLANNER,
     RANDOM,
+    Comparison,
     Results,
     Row,
     compare,
     demonstrated_pairs,
+    other_users_bar,
     speed_bars,
     time_to,
 )
-from ilrec_sb3.benchmark_text import NONE, between, duration, listing, number, percent
+from ilrec_sb3.benchmark_text import NONE, TOO_FEW, between, duration, listing, number, percent
 
 __all__ = [
     "Line",
@@ -147,7 +149,10 @@ def _name(row: Row) -> Text:
 
 
 def main_table(
-    results: Results, mode: str, published: Mapping[str, Published] | None = None
+    results: Results,
+    mode: str,
+    published: Mapping[str, Published] | None = None,
+    caveat: str = "",
 ) -> Table:
     """Returns the table of returns, with floors and ceilings set apart.
 
@@ -156,6 +161,7 @@ def main_table(
         mode: Test mode.
         published: Published figures by name (`published_name`); those of policies that are not in
             the table get lines of their own.
+        caveat: What the reader should know of them.
     """
     rows = results.main(mode)
     floor, ceiling = (results.named(mode, name) for name in (RANDOM, ORACLE))
@@ -201,8 +207,8 @@ def main_table(
     if published:
         caption += (
             " Published: figures of others, one seed of public logs or measured with their code, "
-            "in their implementation of the same setting."
-        )
+            f"in their implementation of the same setting. {caveat}"
+        ).rstrip()
     return Table(tuple(heads), tuple(lines), caption)
 
 
@@ -287,6 +293,8 @@ def speed_table(results: Results) -> Table | None:
     caption += "".join(
         f" {name[0].upper()}{name[1:]}: {number(bar)}." for name, bar in bars.items()
     )
+    if apart := other_users_bar(results):
+        caption += f" {apart} is of the users of the table above, not of those of the curves."
     return Table(tuple(heads), tuple(_in_sections(learned, line)), caption)
 
 
@@ -315,7 +323,9 @@ def shown_table(results: Results, mode: str) -> Table | None:
     }
 
     def line(row: Row) -> Line:
-        figures = (Text(form(row.shown(name))) for name, (_, form) in kinds.items())
+        figures = (
+            Text(form(row.shown(name)) + _known(row, name)) for name, (_, form) in kinds.items()
+        )
         return Line((_name(row), *figures), row.label == OURS)
 
     majority = metrics.majority_categories(background.categories, MAJORITY)
@@ -330,6 +340,12 @@ def shown_table(results: Results, mode: str) -> Table | None:
     )
     heads = ("policy", *(head for head, _ in kinds.values()))
     return Table(heads, tuple(_in_sections(rows, line)), caption)
+
+
+def _known(row: Row, name: str) -> str:
+    """Returns how many seeds a metric of what was shown is of; "" where it is of all or none."""
+    lost, seeds = row.without(name), len(row.figures)
+    return f" ({seeds - lost} of {seeds} seeds)" if 0 < lost < seeds else ""
 
 
 # -- ablations, demonstrations, overview -----------------------------------------------------------
@@ -360,7 +376,7 @@ def ablation_table(results: Results, mode: str) -> Table | None:
             against = (
                 number(-found.difference),
                 between(-found.high, -found.low),
-                number(found.probability, 2),
+                _chance(found),
             )
         figures = (
             str(len(row.cells)),
@@ -378,6 +394,10 @@ def ablation_table(results: Results, mode: str) -> Table | None:
         "taken away had helped."
     )
     return Table(heads, tuple(line(row) for row in rows), caption)
+
+
+def _chance(found: Comparison) -> str:
+    return TOO_FEW if found.few else number(found.probability, 2)
 
 
 def demonstrations_table(results: Results, mode: str) -> Table | None:
@@ -418,7 +438,8 @@ def demonstrations_table(results: Results, mode: str) -> Table | None:
         )
         lines.append(Line((_name(row), *(Text(text) for text in figures)), row.label == OURS))
     caption = (
-        "Their: the demonstrations themselves, replayed on the test world model. Cut: share of "
+        "Their: the demonstrations themselves, replayed on the test world model, with their own "
+        "users, not those that the rows are judged by. Cut: share of "
         "them that end with their record and not with the user; their length and return are "
         "lower bounds where it is above 0. Ratio: of the two returns."
     )
@@ -457,14 +478,14 @@ def _overview_line(found: Results, mode: str) -> Line:
     }
     mean = {name: row.mean_return if row else math.nan for name, row in fixed.items()}
     own = ours.mean_return if ours else math.nan
-    chance = compare(ours, best).probability if ours and best else math.nan
+    chance = _chance(compare(ours, best)) if ours and best else NONE
     cells = (
         found.title + (f", {mode}" if mode else ""),
         number(own),
         between(ours.low, ours.high) if ours else NONE,
         best.label if best else NONE,
         number(best.mean_return) if best else NONE,
-        number(chance, 2),
+        chance,
         *(number(value) for value in mean.values()),
         percent(metrics.share_of_the_way(own, mean[RANDOM], mean[ORACLE])),
     )

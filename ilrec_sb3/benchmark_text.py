@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["NONE", "between", "duration", "listing", "number", "percent", "signed"]
+__all__ = ["NONE", "TOO_FEW", "between", "duration", "listing", "number", "percent", "signed"]
 
 NONE = "–"
 """Stands where there is no figure."""
+
+TOO_FEW = "too few seeds"
+"""Stands where there is no verdict."""
 
 
 def number(value: float, digits: int = 1) -> str:

@@ -15,10 +15,11 @@ from ilrec_sb3.benchmark_rows import (
     compare,
     demonstrated_pairs,
     dqn_row,
+    same_users,
     speed_bars,
     time_to,
 )
-from ilrec_sb3.benchmark_text import between, listing, number, percent, signed
+from ilrec_sb3.benchmark_text import TOO_FEW, between, listing, number, percent, signed
 
 __all__ = [
     "ablation_verdict",
@@ -41,9 +42,10 @@ def speed_verdict(results: Results) -> str:
     bar = speed_bars(results)[f"the final return of {dqn.label}"]
     theirs, own = time_to(dqn, bar)[0] or dqn.steps, time_to(ours, bar)[0]
     text = f"{dqn.label} first reaches its final return of {number(bar)} after {theirs:,.0f} steps"
+    few = f" There are {TOO_FEW} for a verdict." if ours.few or dqn.few else ""
     if own is None:
-        return f"{text}; {OURS} does NOT reach it within {ours.steps:,} steps."
-    return f"{text}, {OURS} after {own:,.0f}: {percent(own / max(theirs, 1))} of them."
+        return f"{text}; {OURS} does NOT reach it within {ours.steps:,} steps.{few}"
+    return f"{text}, {OURS} after {own:,.0f}: {percent(own / max(theirs, 1))} of them.{few}"
 
 
 def ablation_verdict(results: Results, mode: str) -> str:
@@ -57,6 +59,7 @@ def ablation_verdict(results: Results, mode: str) -> str:
         ("above", "Worse than full ILRec, so the part earns its place: {}."),
         ("level", "No difference is shown for: {}."),
         ("below", "BETTER than full ILRec: {}."),
+        ("few", f"No verdict, {TOO_FEW}: {{}}."),
     ):
         own = [f"{f.other.label} ({signed(-f.difference)})" for f in found if f.verdict == verdict]
         if own:
@@ -65,20 +68,45 @@ def ablation_verdict(results: Results, mode: str) -> str:
 
 
 def demonstrations_verdict(results: Results, mode: str) -> str:
-    """Returns a sentence that says by how much the demonstrations were surpassed."""
-    parts: list[str] = []
-    short: list[str] = []
+    """Returns sentences that say by how much the demonstrations were surpassed.
+
+    They name whose return it is, that it is a lower bound where sessions were cut, and what random
+    items return.
+
+    Args:
+        results: Of one environment.
+        mode: Test mode.
+    """
+    said: dict[str, list[str]] = {"above": [], "below": [], "few": []}
     for shown, row in demonstrated_pairs(results, mode):
         if shown is not None:
             gain = row.mean_return / shown.mean_return - 1
-            (parts if gain > 0 else short).append(
-                f"{row.label} {percent(abs(gain), 1)} ({number(row.mean_return)} against "
-                f"{number(shown.mean_return)})"
-            )
-    texts = [f"Above the demonstrations' own return: {'; '.join(parts)}."] if parts else []
-    if short:
-        texts.append(f"NOT above the demonstrations' own return, but below by: {'; '.join(short)}.")
+            verdict = "few" if row.few else ("above" if gain > 0 else "below")
+            said[verdict].append(_beside_shown(row, shown, gain))
+    heads = {
+        "above": "Above the demonstrations' own return",
+        "below": "NOT above the demonstrations' own return, but below by",
+        "few": f"No verdict on the demonstrations' own return, {TOO_FEW}",
+    }
+    texts = [f"{heads[name]}: {'; '.join(parts)}." for name, parts in said.items() if parts]
+    floor = results.named(mode, RANDOM)
+    if texts and floor is not None:
+        texts.append(f"Random items return {number(floor.mean_return)}.")
     return " ".join(texts)
+
+
+def _beside_shown(row: Row, shown: Row, gain: float) -> str:
+    """Returns what a row gains over its demonstrations, or lacks."""
+    cut = shown.cut
+    # what was cut would have gone on: the true gain is smaller, the true lack greater
+    bound = "" if cut == 0 else ("at most " if gain > 0 else "at least ")
+    notes = [] if same_users([*shown.played, *row.played]) else ["of other users"]
+    if cut > 0:
+        notes.append(f"{percent(cut)} of them cut by the end of their record")
+    return (
+        f"{row.label} {bound}{percent(abs(gain), 1)} ({number(row.mean_return)} against "
+        f"{'at least ' if cut > 0 else ''}{', '.join([number(shown.mean_return), *notes])})"
+    )
 
 
 def main_verdict(results: Results, mode: str) -> str:
@@ -92,9 +120,10 @@ def main_verdict(results: Results, mode: str) -> str:
     trained = [f for f in found if f.other.trained]
     seeds = f"IQM of {len(ours.cells)} seeds" if len(ours.cells) > 1 else "one seed"
     texts = [f"{ours.label} returns {number(ours.mean_return)} a session ({seeds})"]
-    ahead = [f for f in trained if f.verdict == "above"]
-    if trained:
-        texts[0] += f", above {len(ahead)} of the {len(trained)} other trained rows"
+    judged = [f for f in trained if not f.few]
+    ahead = [f for f in judged if f.verdict == "above"]
+    if judged:
+        texts[0] += f", above {len(ahead)} of the {len(judged)} other trained rows"
         if ahead:
             nearest = max(ahead, key=lambda f: f.other.mean_return)
             texts[0] += f" (the nearest of them: {_against(nearest)})"
@@ -108,6 +137,9 @@ def main_verdict(results: Results, mode: str) -> str:
         texts.append(f"BELOW: {'; '.join(below)}.")
     if found and not not_above:
         texts.append("No row below the ceilings reaches it.")
+    few = [_against(f) for f in found if f.few]
+    if few:
+        texts.append(f"No verdict, {TOO_FEW}: {'; '.join(few)}.")
     texts += _other_steps(ours, others)
     ceilings = [row for row in others if row.section == "ceiling"]
     if ceilings:
@@ -132,9 +164,12 @@ def _other_steps(ours: Row, others: Sequence[Row]) -> list[str]:
 
 def _against(found: Comparison) -> str:
     other = found.other
+    text = f"{other.label} {number(other.mean_return)}, difference {signed(found.difference)}"
+    if found.few:
+        return text
     return (
-        f"{other.label} {number(other.mean_return)}, difference {signed(found.difference)} "
-        f"[{between(found.low, found.high)}], P({OURS} higher) {number(found.probability, 2)}"
+        f"{text} [{between(found.low, found.high)}], "
+        f"P({OURS} higher) {number(found.probability, 2)}"
     )
 
 
@@ -160,20 +195,26 @@ def published_verdict(results: Results, mode: str, published: Mapping[str, Publi
         for row in results.main(mode)
         if row.cells and published_name(row.algorithm) in published
     ]
-    below = [(row, known) for row, known in beside if row.high < known.mean_return]
+    few = [row.label for row, _ in beside if row.few]
+    judged = [(row, known) for row, known in beside if not row.few]
+    below = [(row, known) for row, known in judged if row.high < known.mean_return]
     if below:
         parts = [
             f"{row.label} {number(row.mean_return)} (published {number(known.mean_return)})"
             for row, known in below
         ]
         texts.append(f"BELOW their published figures by more than the interval: {listing(parts)}.")
-    elif beside:
+    elif judged:
         texts.append("No row is below its published figure by more than its interval.")
+    if few:
+        texts.append(f"No verdict on their published figures, {TOO_FEW}: {listing(few)}.")
     notes = sorted({known.note for _, known in beside if known.note})
     return " ".join([*texts, *notes])
 
 
 def _beside(row: Row, known: Published) -> str:
     theirs = known.mean_return
+    if row.few:
+        return f"({TOO_FEW} for a verdict) beside the {number(theirs)} of"
     word = "above" if row.low > theirs else ("BELOW" if row.high < theirs else "level with")
     return f"{word} the {number(theirs)} of"

@@ -7,6 +7,7 @@ A `Task` says what a cell is to be, `run_task` makes it, and a folder keeps it: 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -28,12 +29,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ilrec_sb3.baselines import find_algorithm, make_model, save_model
-from ilrec_sb3.evaluation import as_planner, replay_sessions
+from ilrec_sb3.evaluation import as_planner, can_play, replay_sessions, takes_shown_away
 from recsim_env import artefacts, planners
 from recsim_env.dynamics import Dynamics, State
 from recsim_env.errors import DataError, near_miss
 from recsim_env.planners import Episodes, Planner, run_episodes
-from recsim_env.termination import Repeat
 from recsim_env.trajectories import Trajectory
 
 __all__ = [
@@ -80,6 +80,9 @@ PLANNERS = (
 )
 """Policies that need no training, see `make_planner`."""
 
+_CURVE_USERS = 1
+"""Added to ``evaluation_seed``: the users of the curves are others."""
+
 _PACKAGES = ("recsim_env", "llm_expert", "ilrec_sb3")
 
 
@@ -98,7 +101,7 @@ class CellResult:
             trained.
         seconds: Of training without the evaluations on the way; of playing for planners.
         settings: Constructor arguments.
-        curve: Steps and mean returns.
+        curve: Steps and mean returns; a policy that needs no training has one point at most.
         episodes: Sessions by test mode; "" where there is only one.
         code: Hash of the package's code that made it.
         failed: One line where the cell failed.
@@ -302,9 +305,7 @@ def make_planner(name: str, train: Dynamics, test: Dynamics) -> Planner:
 
 def _random(test: Dynamics) -> Planner:
     """Any item; where the environment itself takes shown items away, any of the others."""
-    if test.repeats or any(isinstance(rule, Repeat) for rule in test.rules):
-        return planners.random_policy
-    return _random_allowed
+    return _random_allowed if takes_shown_away(test) else planners.random_policy
 
 
 def _random_allowed(
@@ -325,8 +326,12 @@ def run_task(
     *,
     code: str = "",
     progress: bool = False,
+    planner_points: bool = False,
 ) -> tuple[CellResult, BaseAlgorithm | None]:
     """Trains and plays what a task asks for.
+
+    A model that cannot be kept to what a mode lets it show (`ilrec_sb3.evaluation.can_play`) is not
+    played in it.
 
     Args:
         task: What to do.
@@ -334,9 +339,15 @@ def run_task(
         demonstrated: Demonstrations, for algorithms that take them and to be played again.
         code: Kept with the result, see `code_hash`.
         progress: Shows a progress bar of the training.
+        planner_points: Whether planners get a curve of one point, their return to the users of the
+            curves, for bars that are drawn across these.
 
     Returns:
         The cell, and the model where one was trained.
+
+    Raises:
+        DataError: For settings that cannot be used, or a model that cannot be played in the first
+            mode.
     """
     if task.seed is not None:
         return _train(task, stage, demonstrated, code, progress)
@@ -351,7 +362,18 @@ def run_task(
             started = time.perf_counter()
             played[mode] = run_episodes(test, planner, task.episodes, task.evaluation_seed)
         seconds += time.perf_counter() - started
-    return _result(task, stage, code, seconds=seconds, episodes=played), None
+    curve = _planner_point(task, stage) if planner_points else ()
+    return _result(task, stage, code, seconds=seconds, curve=curve, episodes=played), None
+
+
+def _planner_point(task: Task, stage: Stage) -> tuple[tuple[int, float], ...]:
+    """Returns the return of a planner to the users of the curves, at step 0."""
+    if task.algorithm == DEMONSTRATIONS or not task.curve_points:
+        return ()
+    planner = make_planner(task.algorithm, stage.train, stage.test)
+    seed = task.evaluation_seed + _CURVE_USERS
+    played = run_episodes(stage.test, planner, task.curve_episodes, seed)
+    return ((0, float(played.returns.mean(dtype=np.float64))),)
 
 
 def _train(
@@ -365,14 +387,15 @@ def _train(
         stage.train,
         seed=task.seed,
         demonstrations=demonstrated if chosen.demonstrated else None,
-        settings=task.settings,
+        settings=copy.deepcopy(dict(task.settings)),  # some algorithms write into what they get
         device=task.device,
     )
+    as_planner(model, stage.test)  # what cannot play at all fails before it is trained
     callback = CurveCallback(
         stage.test,
         every=max(1, task.steps // max(task.curve_points, 1)),
         episodes=task.curve_episodes,
-        seed=task.evaluation_seed + 1,
+        seed=task.evaluation_seed + _CURVE_USERS,
         deterministic=chosen.deterministic,
     )
     started = time.perf_counter()
@@ -386,6 +409,7 @@ def _train(
             task.evaluation_seed,
         )
         for mode, test in stage.tests.items()
+        if can_play(model, test)
     }
     result = _result(
         task,
@@ -567,7 +591,7 @@ def read_cells(folder: Path) -> list[CellResult]:
 
 
 def check_comparable(cells: Sequence[CellResult]) -> None:
-    """Refuses cells of environments that share a name and differ.
+    """Refuses cells of environments that share a name and differ; failed ones are left out.
 
     Args:
         cells: To be put side by side.
@@ -577,6 +601,8 @@ def check_comparable(cells: Sequence[CellResult]) -> None:
     """
     first: dict[str, CellResult] = {}
     for cell in cells:
+        if cell.failed:
+            continue
         known = first.setdefault(cell.environment, cell)
         if known.fingerprint != cell.fingerprint:
             raise DataError(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from recsim_env.dynamics import Dynamics, State
 from recsim_env.errors import DataError
 from recsim_env.planners import Episodes, Planner
 from recsim_env.prepare import Session
 from recsim_env.simulator import Observer
+from recsim_env.termination import Repeat
 from recsim_env.trajectories import Trajectory
 
 __all__ = [
@@ -24,10 +29,12 @@ __all__ = [
     "Summary",
     "as_planner",
     "bootstrap_interval",
+    "can_play",
     "replay_sessions",
     "summarise",
     "summarise_seeds",
     "takes_masks",
+    "takes_shown_away",
 ]
 
 RECORD_ENDED = "end of record"
@@ -49,8 +56,26 @@ def takes_masks(model: Predictor) -> bool:
     return "action_masks" in inspect.signature(model.predict).parameters
 
 
+def takes_shown_away(dynamics: Dynamics) -> bool:
+    """Returns whether the environment itself takes shown items out of the choice.
+
+    Its masks leave them out, and no rule ends a session for one that is shown again.
+    """
+    return not dynamics.repeats and not any(isinstance(rule, Repeat) for rule in dynamics.rules)
+
+
+def can_play(model: Predictor, dynamics: Dynamics) -> bool:
+    """Returns whether `as_planner` can keep the model to what the environment lets it show."""
+    masked = takes_masks(model) or not takes_shown_away(dynamics)
+    return masked or _scorer(model) is not None
+
+
 def as_planner(model: Predictor, dynamics: Dynamics, *, deterministic: bool = True) -> Planner:
     """Makes a planner of a trained model, to be played by `recsim_env.planners.run_episodes`.
+
+    Where the environment itself takes shown items away (`takes_shown_away`), so it does for models
+    that know no masks: value-based ones show the allowed item of the highest value, actors the most
+    likely allowed one, or a draw among the allowed ones from their own distribution.
 
     Draws of the model's own come from the planner's generator: torch's random state is left as it
     was found, so that evaluating in the middle of training does not change how the training goes
@@ -62,10 +87,13 @@ def as_planner(model: Predictor, dynamics: Dynamics, *, deterministic: bool = Tr
         deterministic: Whether to take the most likely action instead of a draw.
 
     Raises:
-        DataError: The model belongs to another catalogue or to other observations.
+        DataError: The model belongs to another catalogue or to other observations, or it cannot be
+            kept to what the environment lets it show.
     """
     observer = _observer_for(model, dynamics)
     masked = takes_masks(model)
+    if not masked and takes_shown_away(dynamics):
+        return _among_allowed(model, observer, deterministic)
 
     def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> NDArray[np.int64]:
         options: dict[str, Any] = {"action_masks": state.mask} if masked else {}
@@ -80,6 +108,50 @@ def as_planner(model: Predictor, dynamics: Dynamics, *, deterministic: bool = Tr
         return np.asarray(actions, np.int64).reshape(-1)
 
     return act
+
+
+def _among_allowed(model: Predictor, observer: Observer, deterministic: bool) -> Planner:
+    """Returns a planner of a model without masks that shows what the state allows."""
+    scorer = _scorer(model)
+    if scorer is None:
+        raise DataError(
+            f"A model of {type(model).__name__} came, whose choice cannot be kept to items that "
+            "were not shown, and this environment takes shown items away: play it where they may "
+            "be shown again, or take an algorithm that is value-based, an actor-critic or masked."
+        )
+    policy: Any = model.policy  # type: ignore[attr-defined]
+    drawn = not deterministic and isinstance(policy, ActorCriticPolicy)
+
+    def act(dynamics: Dynamics, state: State, generator: np.random.Generator) -> NDArray[np.int64]:
+        del dynamics  # the observer's own
+        policy.set_training_mode(False)
+        with th.no_grad():
+            inputs, _ = policy.obs_to_tensor(observer(state))
+            scores = scorer(inputs).cpu().numpy().astype(np.float64)
+        if drawn:  # the highest of log-probability plus Gumbel noise is a draw
+            scores += generator.gumbel(size=scores.shape)
+        return np.asarray(np.where(state.mask, scores, -np.inf).argmax(axis=1), np.int64)
+
+    return act
+
+
+def _scorer(model: Predictor) -> Callable[[Any], th.Tensor] | None:
+    """Returns what gives (n, n_items) values or log-probabilities of items; None if none does."""
+    policy = getattr(model, "policy", None)
+    if isinstance(policy, DQNPolicy):
+        return policy.q_net
+    if isinstance(policy, QRDQNPolicy):
+        quantile_net = policy.quantile_net
+        return lambda inputs: quantile_net(inputs).mean(dim=1)
+    if isinstance(policy, ActorCriticPolicy):
+        return partial(_log_probabilities, policy)
+    return None
+
+
+def _log_probabilities(policy: ActorCriticPolicy, inputs: Any) -> th.Tensor:
+    distribution: Any = policy.get_distribution(inputs).distribution
+    found: th.Tensor = distribution.logits  # of a categorical distribution
+    return found
 
 
 def _observer_for(model: Predictor, dynamics: Dynamics) -> Observer:
@@ -194,18 +266,32 @@ def summarise_seeds(summaries: Sequence[Summary]) -> Summary:
     )
 
 
+def _items(trajectory: Trajectory) -> tuple[int, ...]:
+    return tuple(int(action) for action in trajectory.actions)
+
+
+def _before_repeat(trajectory: Trajectory) -> tuple[int, ...]:
+    """Returns the items of a session before the first that it shows again."""
+    items = _items(trajectory)
+    first = next((k for k, item in enumerate(items) if item in items[:k]), len(items))
+    return items[:first]
+
+
 def replay_sessions(dynamics: Dynamics, trajectories: Sequence[Trajectory]) -> Episodes:
     """Plays demonstrated sessions again, under the rewards and rules of other dynamics.
+
+    Where these take shown items away, a session is cut before the first item that it repeats.
 
     Args:
         dynamics: Where to play.
         trajectories: What was shown to whom.
     """
+    cut = takes_shown_away(dynamics)
     sessions = [
         Session(
             user=trajectory.user,
             history=trajectory.history,
-            actions=tuple(int(action) for action in trajectory.actions),
+            actions=_before_repeat(trajectory) if cut else _items(trajectory),
             source=trajectory.source,
         )
         for trajectory in trajectories

@@ -48,6 +48,10 @@ class RecEnv(gym.Env[Any, np.int64]):
                                              items of the session, divided by M (N, M: the
                                              category rule)
     ``step``       1            [0, 1]       items shown so far over the length limit
+    ``recent``     W            [0, 1]       the last W items, the newest first, as (index + 1) /
+                                             n_items, 0 where there is none; only where a rule
+                                             compares an item with the last W (``"similarity"``,
+                                             ``"billp"``)
     ============== ============ ============ ======================================================
 
     **Action.** ``Discrete(n_items)``: the item of the catalogue to show.

@@ -60,7 +60,7 @@ def test_the_grids_of_the_repository_are_understood() -> None:
         (t.seed for t in tasks), key=lambda s: -1 if s is None else s
     )
     coat = found["coat_easyrl4rec"]
-    assert {task.episodes for _, task in coat.tasks()} == {100}
+    assert {task.episodes for _, task in coat.tasks()} == {1_000}
     labels = {row.name for row in found["steam_sensitivity"].rows}
     assert {"ILRec beta=1", "ILRec alpha=0.25", "ILRec ent_coef=auto_0.5"} <= labels
 

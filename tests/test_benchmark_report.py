@@ -8,11 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_cells import background, cell, failed, full_grid, planner_cells, trained
+from benchmark_cells import (
+    background,
+    cell,
+    episodes,
+    failed,
+    full_grid,
+    planner_cells,
+    trained,
+)
 
 from ilrec_sb3 import benchmark_verdicts as verdicts
 from ilrec_sb3.benchmark_plots import curves_png, returns_png, sensitivity_png, sweeps
-from ilrec_sb3.benchmark_references import REFERENCES, published_name
+from ilrec_sb3.benchmark_references import CAVEATS, REFERENCES, published_name
 from ilrec_sb3.benchmark_report import write_report
 from ilrec_sb3.benchmark_rows import compare, demonstrated_pairs, dqn_row, gather, time_to
 from ilrec_sb3.benchmark_tables import (
@@ -23,10 +31,12 @@ from ilrec_sb3.benchmark_tables import (
     demonstrations_table,
     main_table,
     overview_table,
+    shown_table,
     speed_table,
 )
 from ilrec_sb3.benchmark_text import duration, listing, number, percent
 from ilrec_sb3.cells import CellResult
+from ilrec_sb3.metrics import bootstrap_iqm, interval
 from recsim_env import DataError
 
 COAT = "coat-easyrl4rec"
@@ -79,6 +89,85 @@ def test_comparison_of_rows_of_the_same_users_is_paired() -> None:
     assert (found.verdict, found.probability) == ("above", 1.0)
     assert compare(first, second).verdict == "below"
     assert compare(first, first).verdict == "level"
+
+
+def _of_users(label: str, mean: float, users: int) -> CellResult:
+    """Returns a cell whose users are drawn from a seed of their own."""
+    return cell(label, mean, episodes={"": episodes(mean, users=users)})
+
+
+def test_rows_of_different_users_do_not_share_their_draws() -> None:
+    one, twin, stranger = _results(
+        [_of_users("one", 50.0, 7), _of_users("twin", 50.0, 7), _of_users("stranger", 50.0, 8)]
+    ).main("")
+    # the very same returns: with the same users no doubt is left, with others there is
+    assert (compare(one, twin).low, compare(one, twin).high) == (0.0, 0.0)
+    found = compare(one, stranger)
+    low, high = interval(bootstrap_iqm([one.cells[0].episodes[""].returns]))
+    assert found.high - found.low == pytest.approx(2**0.5 * (high - low), rel=0.15)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_rows_of_one_or_two_seeds_get_no_verdict(seeds: int) -> None:
+    cells = planner_cells() + trained("ILRec", 100.0, spread=0.1)
+    cells += trained("few", 30.0, seeds=seeds) + trained("sb3:A2C", 90.0)
+    cells += [*trained("ILRec x", 30.0, seeds=seeds, group="ablation"), failed("few", seed=9)]
+    cells += [cell("demonstrations (y)", 9.0, algorithm="demonstrations", group="demonstrations")]
+    cells += trained("ILRec (y)", 99.0, seeds=seeds, algorithm="ILRec", group="demonstrations")
+    results = _results(cells)
+    ours = results.ours("")
+    rows = {row.label: row for row in results.rows[""]}
+    found = compare(ours, rows["few"])
+    assert (found.verdict, found.few) == ("few", True)
+    assert np.isnan(found.probability)
+    assert compare(ours, rows["random"]).verdict == "above"
+    assert compare(ours, rows["sb3:A2C"]).probability == 1.0
+    text = verdicts.main_verdict(results, "")
+    assert "above 1 of the 1 other trained rows" in text
+    assert text.count("P(ILRec higher)") == 1
+    assert "No verdict, too few seeds: few 30.0, difference +70.0." in text
+    assert verdicts.ablation_verdict(results, "") == ("No verdict, too few seeds: ILRec x (−70.0).")
+    assert _texts(ablation_table(results, ""))["ILRec x"][7] == "too few seeds"
+    said = verdicts.demonstrations_verdict(results, "")
+    assert said.startswith("No verdict on the demonstrations' own return, too few seeds: ILRec (y)")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_ilrec_of_one_or_two_seeds_gets_no_verdict(seeds: int) -> None:
+    cells = planner_cells() + trained("ILRec", 120.0, seeds=seeds) + trained("sb3:A2C", 20.0)
+    results = _results(cells)
+    text = verdicts.main_verdict(results, "")
+    assert "above" not in text
+    assert "No row below" not in text
+    assert "P(" not in text
+    (line,) = _texts(overview_table([results])).values()
+    assert line[4] == "too few seeds"
+    known = REFERENCES[COAT]["FB"]
+    text = verdicts.published_verdict(results, "", known)
+    assert "120.0 is (too few seeds for a verdict) beside the 81.8 of A2C" in text
+    assert "above" not in text
+    text = verdicts.published_verdict(_results(trained("sb3:A2C", 20.0, seeds=seeds)), "", known)
+    assert text == "No verdict on their published figures, too few seeds: sb3:A2C."
+    assert verdicts.speed_verdict(
+        _results(trained("ILRec", 9.0, seeds=seeds) + trained("sb3:DQN", 9.0))
+    ).endswith("There are too few seeds for a verdict.")
+
+
+def test_seeds_without_a_metric_of_what_was_shown_are_left_out_and_told() -> None:
+    cells = trained("X", 20.0, seeds=3)
+    bare = dataclasses.replace(cells[0].episodes[""], actions=((1,),) * 40)  # no pair of items
+    cells[0] = dataclasses.replace(cells[0], episodes={"": bare})
+    results = gather(cells, {"steam": background()})[0]
+    (row,) = results.main("")
+    known = [figures.shown["diversity"] for figures in row.figures[1:]]
+    assert np.isnan(row.figures[0].shown["diversity"])
+    assert row.shown("diversity") == pytest.approx(np.mean(known))
+    assert (row.without("diversity"), row.without("coverage")) == (1, 0)
+    texts = _texts(shown_table(results, ""))["X"]
+    assert texts[1].endswith(" (2 of 3 seeds)")
+    assert "seeds" not in texts[0]
+    alone = gather(cells[:1], {"steam": background()})[0]
+    assert _texts(shown_table(alone, ""))["X"][1] == "–"
 
 
 def test_cells_of_different_environments_are_refused() -> None:
@@ -143,6 +232,21 @@ def test_worse_than_the_demonstrations_is_said() -> None:
     )
 
 
+def test_other_users_cut_sessions_and_random_are_said_beside_the_demonstrations() -> None:
+    played = dataclasses.replace(
+        episodes(10.0, users=8), ended_by=("end of record",) * 30 + ("category",) * 10
+    )
+    shown = cell("demonstrations", 10.0, episodes={"": played})
+    rows = [cell("random", 17.0), *trained("ILRec", 80.0)]
+    assert verdicts.demonstrations_verdict(_results([shown, *rows]), "") == (
+        "Above the demonstrations' own return: ILRec at most 700.0 % (80.0 against at least 10.0, "
+        "of other users, 75 % of them cut by the end of their record). Random items return 17.0."
+    )
+    worse = verdicts.demonstrations_verdict(_results([shown, *trained("ILRec", 5.0)]), "")
+    assert "below by: ILRec at least 50.0 % (5.0 against at least 10.0, of other users" in worse
+    assert "Random" not in worse
+
+
 # -- tables
 
 
@@ -192,6 +296,25 @@ def test_published_figures_stand_beside_ours() -> None:
     assert "BELOW their published figures by more than the interval: sb3:A2C 70.0" in text
 
 
+def test_the_verdict_on_published_figures_is_of_the_rule_that_they_come_from(
+    tmp_path: Path,
+) -> None:
+    assert REFERENCES["coat-short-window"] == REFERENCES[COAT]
+    assert "coat-short-window" not in CAVEATS
+    texts = {}
+    for name in (COAT, "coat-short-window"):
+        cells = trained("sb3:A2C", 90.0, modes={"FB": 90.0, "NX_0": 80.0}, environment=name)
+        path = write_report(tmp_path / name, cells, {}, title="t", command="c")
+        texts[name] = path.read_text(encoding="utf-8")
+        assert "| 81.8 |" in texts[name]
+    assert "below its published figure by more" not in texts[COAT]
+    assert "the short window" in texts[COAT]
+    assert "told by the environment coat-short-window" in texts[COAT]
+    exact = texts["coat-short-window"]
+    assert exact.count("No row is below its published figure by more than its interval.") == 2
+    assert "short window)" not in exact
+
+
 @pytest.mark.parametrize(
     ("algorithm", "name"),
     [
@@ -222,6 +345,28 @@ def test_speed_table_and_its_sentence() -> None:
         "sb3:DQN first reaches its final return of 50.0 after 80,000 steps, ILRec after 20,000: "
         "25 % of them."
     )
+
+
+def test_the_planners_bar_is_of_the_users_of_the_curves() -> None:
+    curve = ((0, 0.0), (40_000, 95.0), (60_000, 110.0))
+    learned = trained("ILRec", 115.0, spread=0.1, curve=curve)
+    played = cell("rule-aware planner", 115.8, curve=((0, 100.0),))
+    results = _results([played, *learned])
+    # 90 % of the 100.0 that it returns to these users, not of the table's 115.8
+    assert _texts(speed_table(results))["ILRec"][3] == "40,000"
+    table = speed_table(results)
+    assert table is not None
+    assert "90 % of the rule-aware planner: 90.0." in table.caption
+    assert "of the users of the table above" not in table.caption
+    older = _results([cell("rule-aware planner", 115.8), *learned])
+    table = speed_table(older)
+    assert table is not None
+    assert _texts(table)["ILRec"][3] == "60,000"
+    assert (
+        "90 % of the rule-aware planner is of the users of the table above, not of those of the "
+        "curves." in table.caption
+    )
+    assert curves_png(_results([played])) is None
 
 
 def test_ablation_table_gives_differences_to_full_ilrec() -> None:

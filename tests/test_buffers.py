@@ -288,6 +288,17 @@ def test_demonstrated_actions_that_masks_disallow_are_left_out() -> None:
     np.testing.assert_array_equal(batch.next_action_masks.sum(1), [N - 1, N, N])
 
 
+def test_last_observations_are_the_sessions_own_where_its_last_step_is_left_out() -> None:
+    masks = np.ones((4, N), bool)
+    masks[2, 2] = False  # the last action of the first session
+    session = _session([1.0, 2.0, 4.0], action_masks=np.packbits(masks, axis=-1))
+    buffer = DemonstrationBuffer([session, _session([8.0], 10.0)], gamma=1.0)
+    assert buffer.dropped == 1
+    np.testing.assert_array_equal(buffer.last_observations()[:, 0], [3, 3, 11])
+    again = DemonstrationBuffer.from_state_dict(buffer.state_dict())
+    np.testing.assert_array_equal(again.last_observations()[:, 0], [3, 3, 11])
+
+
 def test_demonstrations_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="No trajectories came"):
         DemonstrationBuffer([], gamma=0.9)

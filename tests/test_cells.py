@@ -110,7 +110,10 @@ def test_failed_and_broken_cells(stage: Stage, tmp_path: Path) -> None:
 def test_cells_of_different_environments_are_not_compared(stage: Stage) -> None:
     one = failed_result(TASK, "f" * 64, "x")
     other = replace(one, environment="elsewhere", fingerprint="0" * 64)
-    check_comparable([one, other, one])
+    failed = replace(one, fingerprint="0" * 64)
+    check_comparable([one, other, one, failed])
+    one, other = replace(one, failed=None), replace(other, failed=None)
+    check_comparable([one, other, one, failed])
     with pytest.raises(DataError, match="different environments of the name 'toy'"):
         check_comparable([one, other, replace(one, label="B", fingerprint="0" * 64)])
     assert stage.train.fingerprint != stage.test.fingerprint

@@ -12,16 +12,19 @@ from ilrec_sb3.evaluation import (
     Summary,
     as_planner,
     bootstrap_interval,
+    can_play,
     replay_sessions,
     summarise,
     summarise_seeds,
     takes_masks,
+    takes_shown_away,
 )
 from ilrec_sb3.report import Row, table_markdown
 from ilrec_sb3.training import evaluate_models
 from recsim_env import DataError, Dynamics, Prepared
 from recsim_env.demonstrations import demonstrations
 from recsim_env.planners import Episodes, run_episodes
+from recsim_env.prepare import Session
 from recsim_env.simulator import Observer
 from recsim_env.termination import make_rules
 
@@ -101,6 +104,81 @@ def test_masks_go_to_models_that_take_them(dynamics: Dynamics) -> None:
     assert free.actions[0][:3] == (0, 1, 2)
 
 
+PLAIN = ("sb3:DQN", "DoubleDQN", "contrib:QRDQN", "sb3:A2C", "sb3:PPO", "contrib:TRPO")
+
+
+def _repeated(played: Episodes) -> int:
+    return sum(len(set(items)) < len(items) for items in played.actions)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("name", PLAIN)
+def test_models_without_masks_repeat_nothing_where_the_environment_takes_it_away(
+    prepared: Prepared, dynamics: Dynamics, name: str, deterministic: bool
+) -> None:
+    taken = Dynamics(prepared, split="test", rules=(), limit=40)  # as many as there are items
+    kept = Dynamics(prepared, split="test", rules=(), limit=40, repeats=True)
+    assert takes_shown_away(taken)
+    assert not takes_shown_away(kept)
+    assert not takes_shown_away(dynamics)  # a repeat ends its sessions instead
+    model: Any = make_model(name, dynamics, seed=0)
+    assert not takes_masks(model)
+    assert can_play(model, taken)
+    if name != "sb3:DQN" or deterministic:  # untrained, DQN draws anything at all
+        free = run_episodes(kept, as_planner(model, kept, deterministic=deterministic), 4, seed=0)
+        assert _repeated(free) == 4
+    planner = as_planner(model, taken, deterministic=deterministic)
+    played = run_episodes(taken, planner, 4, seed=0)
+    assert played.lengths.tolist() == [40] * 4
+    assert _repeated(played) == 0
+    again = run_episodes(taken, planner, 4, seed=0)
+    assert played.actions == again.actions
+    drawn = not deterministic and name in ("sb3:A2C", "sb3:PPO", "contrib:TRPO")
+    assert (played.actions != run_episodes(taken, planner, 4, seed=1).actions) or not drawn
+
+
+def test_the_first_item_of_a_plain_model_is_its_own_choice(
+    prepared: Prepared, dynamics: Dynamics
+) -> None:
+    taken = Dynamics(prepared, split="test", rules=(), limit=1)
+    kept = Dynamics(prepared, split="test", rules=(), limit=1, repeats=True)
+    for name in PLAIN:
+        model: Any = make_model(name, dynamics, seed=0)
+        masked, free = (
+            run_episodes(where, as_planner(model, where), 30, seed=0) for where in (taken, kept)
+        )
+        assert masked.actions == free.actions, name
+
+
+def test_draws_among_allowed_items_follow_the_actors_distribution(
+    prepared: Prepared, dynamics: Dynamics
+) -> None:
+    taken = Dynamics(prepared, split="test", rules=(), limit=2)
+    model: Any = make_model("sb3:A2C", dynamics, seed=0)
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.fill_(-50.0)
+        model.policy.action_net.bias[:3] = th.log(th.tensor([0.5, 0.3, 0.2]))
+    planner = as_planner(model, taken, deterministic=False)
+    pairs = np.array(run_episodes(taken, planner, 4_000, seed=0).actions)
+    assert pairs.max() == 2
+    np.testing.assert_allclose(np.bincount(pairs[:, 0]) / 4_000, [0.5, 0.3, 0.2], atol=0.03)
+    after_first = pairs[pairs[:, 0] == 0, 1]
+    np.testing.assert_allclose(np.mean(after_first == 1), 0.6, atol=0.04)
+
+
+def test_a_model_that_cannot_be_kept_to_new_items_is_refused_there(
+    prepared: Prepared, dynamics: Dynamics
+) -> None:
+    taken = Dynamics(prepared, split="test", rules=(), limit=5)
+    model: Any = make_model("contrib:ARS", dynamics, seed=0)
+    assert can_play(model, dynamics)
+    assert not can_play(model, taken)
+    with pytest.raises(DataError, match="takes shown items away"):
+        as_planner(model, taken)
+    assert can_play(Masked(taken), taken)
+
+
 @pytest.mark.parametrize("mode", ["vector", "dict", "sequence"])
 def test_observations_are_of_the_models_mode(dynamics: Dynamics, mode: Any) -> None:
     model = Scripted(dynamics, mode)
@@ -149,6 +227,20 @@ def test_demonstrations_are_judged_by_the_other_world_model(
     judged = replay_sessions(test, shown)
     assert judged.lengths.tolist() == same.lengths.tolist()
     assert not np.allclose(judged.returns, same.returns)
+
+
+def test_replayed_sessions_are_cut_before_a_repeat_where_it_is_taken_away(
+    prepared: Prepared,
+) -> None:
+    where = {
+        repeats: Dynamics(prepared, split="test", rules=(), limit=10, repeats=repeats)
+        for repeats in (False, True)
+    }
+    session = Session(user=0, history=(), actions=(4, 5, 6, 5, 7), source="x")
+    shown = where[True].replay([session])
+    assert replay_sessions(where[True], shown).actions == ((4, 5, 6, 5, 7),)
+    played = replay_sessions(where[False], shown)
+    assert (played.actions, played.ended_by) == (((4, 5, 6),), ("end of record",))
 
 
 def _row(policy: str, rate: float, trained: bool = False, **columns: str) -> Row:

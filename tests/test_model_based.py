@@ -26,6 +26,23 @@ from ilrec_sb3.model_based.successors import grouped_entropy
 from recsim_env import Dynamics, Prepared
 from recsim_env.errors import DataError
 from recsim_env.termination import CategoryDiversity, Repeat, make_rules
+from recsim_env.world_model import kernel as kernel_module
+from recsim_env.world_model import kernel_table
+
+
+def test_a_kernel_regression_that_stops_early_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    users, items = np.array([0, 1, 1], np.int32), np.array([0, 0, 1], np.int32)
+    ratings = np.array([5.0, 3.0, 1.0], np.float32)
+    features = np.zeros((2, 0), np.float32), np.eye(2, dtype=np.float32)
+    kernel_table(users, items, ratings, *features)
+    assert not caplog.records
+    monkeypatch.setattr(kernel_module, "_MOST_STEPS", 1)
+    kernel_table(users, items, ratings, *features)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "stopped after 1 steps with a relative error of" in record.getMessage()
 
 
 class UncertainModel:
@@ -92,6 +109,24 @@ def test_ensemble_uncertainty_is_the_part_above_the_offset() -> None:
     np.testing.assert_allclose(
         ensemble_uncertainty(variance, (2.0, 0.5)), [0.0, 0.6, 0.0], atol=1e-6
     )
+
+
+def test_a_variance_of_scale_0_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    def warnings(dynamics: Dynamics, name: str, **values: Any) -> list[str]:
+        caplog.clear()
+        dynamics = dynamics.with_reward_model(reward_model(name, dynamics, **values))
+        _told(dynamics, 0, [0, 1])
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    flat = _toy()
+    model: Any = flat.prepared.train_model
+    assert warnings(flat, "mopo") == []
+    model.variance_fit = (0.0, 0.5)
+    for name in ("mopo", "dorl"):
+        (message,) = warnings(flat, name)
+        assert f"the uncertainty of {name!r} is 0 for every item" in message
+        assert warnings(flat, name, uncertainty=0.0) == []
+    assert warnings(flat, "mbpo") == warnings(flat, "roler", neighbours=2) == []
 
 
 def test_grouped_entropy_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
 import ilrec_sb3.offline
 from ilrec_sb3 import RecVecEnv, as_vec_env
+from ilrec_sb3.common.buffers import DemonstrationSamples
 from ilrec_sb3.evaluation import as_planner
 from ilrec_sb3.offline import (
     BC,
@@ -211,6 +213,108 @@ def test_dict_observations() -> None:
     assert action in range(4)
 
 
+# -- masks in targets and losses ------------------------------------------------------------------
+
+VALUES = [1.0, 2.0, 4.0, 3.0]
+"""Of every critic, in every state."""
+TARGET_VALUES = [10.0, 20.0, 40.0, 30.0]
+"""Of every target critic."""
+LOGGED = 0
+"""The action of every row, which is worth 1."""
+
+
+def known(kind: type[OfflineAlgorithm], **options: Any) -> OfflineAlgorithm:
+    """A model of known values, whose actor finds all actions alike."""
+    settings = {**TABULAR, "data": ladder_log(), **options}
+    model = kind("MlpPolicy", Ladder(), **settings)
+    contents = {"critic": VALUES, "critic_target": TARGET_VALUES, "actor": 0, "actor_target": 0}
+    with th.no_grad():
+        for name, biases in contents.items():
+            network = getattr(model.policy, name, None)
+            if network is None:
+                continue
+            for parameter in network.parameters():
+                parameter.zero_()
+            for head in network.scorer.heads:
+                head[-1].bias.copy_(th.as_tensor(biases).expand(4))
+    return model
+
+
+def losses(
+    model: OfflineAlgorithm, masks: list[bool] | None, next_masks: list[bool] | None
+) -> dict[str, float]:
+    """What a batch of one row that goes on for a reward of 0.5 gives."""
+    row = DemonstrationSamples(
+        observations=th.eye(3)[:1],
+        actions=th.tensor([[LOGGED]]),
+        next_observations=th.eye(3)[1:2],
+        dones=th.zeros(1, 1),
+        rewards=th.tensor([[0.5]]),
+        action_masks=None if masks is None else th.tensor([masks]),
+        next_action_masks=None if next_masks is None else th.tensor([next_masks]),
+        discounts=None,
+        weights=th.ones(1),
+        returns=th.ones(1),
+        indices=th.zeros(1, dtype=th.int64),
+    )
+    return {name: float(value.detach()) for name, value in model._losses(row).items()}
+
+
+WITH_TARGETS = [
+    (DiscreteBCQ, 40.0),
+    (DiscreteCQL, 40.0),
+    (SQN, 40.0),
+    (CRR, 25.0),  # the mean of all, as the actor finds them alike
+]
+
+
+@pytest.mark.parametrize(("kind", "unmasked"), WITH_TARGETS)
+def test_targets_keep_to_the_next_masks(kind: type[OfflineAlgorithm], unmasked: float) -> None:
+    model = known(kind)
+    heads = 2 if kind is CRR else 1  # CRR adds the losses of its two critics
+    for only, value in enumerate(TARGET_VALUES):
+        found = losses(model, None, [action == only for action in range(4)])
+        # 0.5 + 0.9 times what the one allowed action is worth, less 1; Huber's takes off a half
+        assert found["td_loss"] == pytest.approx(heads * (0.5 + 0.9 * value - 1.0 - 0.5))
+    found = losses(model, None, None)
+    assert found["td_loss"] == pytest.approx(heads * (0.5 + 0.9 * unmasked - 1.0 - 0.5))
+
+
+@pytest.mark.parametrize(("kind", "best"), [(DiscreteBCQ, 30.0), (DiscreteCQL, 30.0), (SQN, 30.0)])
+def test_targets_take_the_best_of_what_the_next_masks_allow(
+    kind: type[OfflineAlgorithm], best: float
+) -> None:
+    found = losses(known(kind), None, [True, True, False, True])
+    assert found["td_loss"] == pytest.approx(0.5 + 0.9 * best - 1.0 - 0.5)
+
+
+TWO = [True, False, False, True]
+"""Allowed actions; they are worth 1 and 3."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(BC, "loss"), (SQN, "cross_entropy"), (DiscreteBCQ, "imitation_loss")]
+)
+def test_cloning_keeps_to_the_masks(kind: type[OfflineAlgorithm], name: str) -> None:
+    model = known(kind)
+    assert losses(model, TWO, None)[name] == pytest.approx(math.log(2))
+    assert losses(model, None, None)[name] == pytest.approx(math.log(4))
+
+
+def test_crr_weighs_among_what_the_masks_allow() -> None:
+    found = losses(known(CRR, beta=2.0), TWO, None)
+    assert found["advantage"] == pytest.approx(1.0 - (1.0 + 3.0) / 2)
+    assert found["weight"] == pytest.approx(math.exp(-0.5))
+    assert found["actor_loss"] == pytest.approx(math.exp(-0.5) * math.log(2))
+
+
+def test_cql_pushes_down_only_what_the_masks_allow() -> None:
+    model = known(DiscreteCQL)
+    expected = math.log(math.exp(1) + math.exp(3)) - 1
+    assert losses(model, TWO, None)["conservative_loss"] == pytest.approx(expected)
+    assert losses(model, None, None)["conservative_loss"] > expected + 1
+
+
 # -- on recommender environments ------------------------------------------------------------------
 
 
@@ -227,9 +331,10 @@ def _weights(model: OfflineAlgorithm) -> th.Tensor:
 def test_saving_loading_and_going_on(
     kind: type[OfflineAlgorithm], env: RecVecEnv, dynamics: Dynamics, tmp_path: Path
 ) -> None:
-    whole = kind("MlpPolicy", env, **SMALL).learn(8)
+    constant = {**SMALL, "final_learning_rate": 1.0}  # a rate that falls is planned for a `learn`
+    whole = kind("MlpPolicy", env, **constant).learn(8)
     assert whole.num_timesteps == 8
-    model = kind("MlpPolicy", env, **SMALL).learn(5)
+    model = kind("MlpPolicy", env, **constant).learn(5)
     model.save(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
     again = kind.load(tmp_path / "model", env=env, device="cpu")
@@ -360,6 +465,27 @@ def test_the_log_tells_losses_and_rates() -> None:
     assert records["train/learning_rate"] == pytest.approx(1 / 3), "falls over the steps"
 
 
+def test_the_learning_rate_falls_in_a_straight_line() -> None:
+    class Rates(BaseCallback):
+        def _on_training_start(self) -> None:
+            self.seen: list[float] = []
+
+        def _on_step(self) -> bool:
+            self.seen.append(self.model.policy.optimizer.param_groups[0]["lr"])
+            return True
+
+    def rates(**options: Any) -> list[float]:
+        watch = Rates()
+        CRR("MlpPolicy", Ladder(), data=ladder_log(), **SMALL, **options).learn(4, watch)
+        return watch.seen
+
+    # what is left before each of four steps: all, 3/4, 1/2, 1/4
+    assert rates(learning_rate=1.0) == pytest.approx([1.0, 0.775, 0.55, 0.325])
+    assert rates(learning_rate=1.0, final_learning_rate=0.2) == pytest.approx([1.0, 0.8, 0.6, 0.4])
+    assert rates(learning_rate=0.5, final_learning_rate=1.0) == [0.5] * 4
+    assert rates(learning_rate=lambda left: left) == [1.0, 0.75, 0.5, 0.25], "schedules stay"
+
+
 def test_batches_follow_from_the_seed() -> None:
     def weights(seed: int) -> th.Tensor:
         options = {**SMALL, "seed": seed}
@@ -403,6 +529,7 @@ def test_data_that_do_not_fit_are_refused(env: RecVecEnv) -> None:
     [
         (CRR, {"weighting": "linear"}),
         (CRR, {"beta": 0.0}),
+        (BC, {"final_learning_rate": 1.1}),
         (DiscreteBCQ, {"threshold": 1.0}),
         (DiscreteCQL, {"alpha": -1.0}),
     ],
@@ -412,6 +539,16 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="came; expected"):
         kind("MlpPolicy", Ladder(), data=ladder_log(), **options)
+
+
+def test_defaults_that_were_chosen_for_long_training() -> None:
+    assert {kind: kind("MlpPolicy", Ladder()).gamma for kind in ALGORITHMS} == {
+        **dict.fromkeys(ALGORITHMS, 0.99),
+        DiscreteBCQ: 0.9,
+        DiscreteCQL: 0.95,
+    }
+    bcq = DiscreteBCQ("MlpPolicy", Ladder(), threshold=0.2, gamma=0.5)
+    assert (bcq.gamma, bcq.threshold, bcq.policy.threshold) == (0.5, 0.2, 0.2)  # type: ignore[attr-defined]
 
 
 def test_public_names() -> None:

@@ -375,6 +375,7 @@ class DemonstrationBuffer:
         complete: (N,) bool, whether the session went on until the user left; else the record or the
             limit cut it, and `returns` lack what would have followed.
         to_end: (N,) float32, discount from each transition to the end of its session.
+        session_ends: (K, d) float32, the last observation of each of the K trajectories.
         weights: (N,) float32, w of each transition, 1 until `set_weights`.
         dropped: Transitions left out.
         n_actions: Number of actions, or None where no trajectory tells.
@@ -396,6 +397,7 @@ class DemonstrationBuffer:
             n_steps: Rewards summed before the target bootstraps, as in MaskedReplayBuffer.
         """
         self._check(trajectories)
+        self.session_ends = np.stack([t.observations[-1] for t in trajectories])
         self.gamma = gamma
         self.device = th.device(device)
         self.n_steps = _check_n_steps(n_steps)
@@ -484,10 +486,12 @@ class DemonstrationBuffer:
         return len(self.actions)
 
     def last_observations(self) -> np.ndarray:
-        """Returns (N, d), for each transition the last observation of its session."""
-        last = np.zeros(int(self.sessions.max()) + 1, dtype=np.int64)
-        last[self.sessions] = np.arange(len(self))  # rows of a session lie in order
-        return self.next_observations[last[self.sessions]]
+        """Returns (N, d), for each transition the last observation of its session.
+
+        It is that after the session's last step, also where that step's own transition was left
+        out.
+        """
+        return self.session_ends[self.sessions]
 
     def set_weights(self, weights: np.ndarray) -> None:
         """Sets w, to which the chance of being drawn is proportional.
@@ -623,5 +627,6 @@ _DEMONSTRATED = (
     "discounts",
     "complete",
     "to_end",
+    "session_ends",
     "weights",
 )

@@ -23,6 +23,7 @@ step. The rewards that come out may leave [1, 5]. Rules and evaluation never see
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -49,6 +50,8 @@ __all__ = [
     "penalised_reward",
     "reward_model",
 ]
+
+logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -309,7 +312,8 @@ def reward_model(name: str, dynamics: Dynamics, **settings: Any) -> RewardModel:
     """Makes a reward model from what a learner may know: the train model and the train logs.
 
     The entropy of DORL and ROLeR needs logs in the order in which they came; a dataset without an
-    order has its interactions shuffled.
+    order has its interactions shuffled. Where the world model's variance has scale 0, its members'
+    disagreement tells nothing: the uncertainty of MOPO and DORL is 0, and a warning says so.
 
     Args:
         name: ``"mbpo"``, ``"mopo"``, ``"dorl"`` or ``"roler"``.
@@ -328,6 +332,13 @@ def reward_model(name: str, dynamics: Dynamics, **settings: Any) -> RewardModel:
         rows = _FromNeighbours(prepared, config)
     else:
         rows = _Predicted(prepared, getattr(config, "uncertainty", 0.0))
+        if rows.uncertainty > 0 and prepared.train_model.variance_fit[0] == 0:
+            logger.warning(
+                "The members' disagreement did not explain the world model's errors (its variance "
+                "has scale 0), so the uncertainty of %r is 0 for every item: its rewards are as "
+                "with uncertainty = 0; fit the world model with more members or more data.",
+                name,
+            )
     entropy, weight = None, 0.0
     if isinstance(config, (DORLConfig, ROLeRConfig)) and config.entropy > 0:
         labels = item_labels(dynamics.categories, config.level)

@@ -26,9 +26,12 @@ class DiscreteBCQ(OfflineAlgorithm):
     Args:
         policy: As in `OfflineAlgorithm`.
         env: As in `OfflineAlgorithm`.
-        threshold: tau, see `ilrec_sb3.offline.losses.bcq_scores`. The paper's 0.3 is made for 18
-            actions at most; in a catalogue it leaves a handful of items, too few to keep a user.
+        threshold: tau, see `ilrec_sb3.offline.losses.bcq_scores`. Raising it keeps closer to the
+            log. The paper's 0.3 is made for 18 actions at most; in a catalogue it leaves a handful
+            of items, too few to keep a user, and fewer the longer the imitator learns.
         logit_coefficient: Factor of the regulariser of the imitator's logits.
+        gamma: As in `OfflineAlgorithm`; lower here, as targets take the best of the many
+            items that stay in play, and nothing pushes down what is overrated.
         kwargs: The other arguments of `OfflineAlgorithm`.
     """
 
@@ -43,18 +46,20 @@ class DiscreteBCQ(OfflineAlgorithm):
         policy: str | type[OfflinePolicy],
         env: GymEnv | str | None,
         *,
-        threshold: float = 1e-3,
+        threshold: float = 1e-4,
         logit_coefficient: float = 1e-2,
+        gamma: float = 0.9,
         **kwargs: Any,
     ) -> None:
         if not 0 <= threshold < 1:
             raise ValueError(
-                f"threshold={threshold} came; expected a number from 0 to below 1: 0.001 is usual."
+                f"threshold={threshold} came; expected a number from 0 to below 1: "
+                "0.0001 is the default."
             )
         self.threshold = threshold
         self.logit_coefficient = logit_coefficient
         options = {**(kwargs.pop("policy_kwargs", None) or {}), "threshold": threshold}
-        super().__init__(policy, env, policy_kwargs=options, **kwargs)
+        super().__init__(policy, env, gamma=gamma, policy_kwargs=options, **kwargs)
 
     def _losses(self, batch: DemonstrationSamples) -> dict[str, th.Tensor]:
         policy, scale = self.policy, self.policy.value_scale

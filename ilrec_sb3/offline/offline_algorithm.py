@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ilrec_sb3.common.buffers import DemonstrationBuffer, DemonstrationSamples
 from ilrec_sb3.common.make_env import as_vec_env
+from ilrec_sb3.ilrec.discrete_sac import LinearDecay
 from ilrec_sb3.ilrec.losses import critic_target
 from ilrec_sb3.offline.logs import Ends, logged_trajectories
 from ilrec_sb3.offline.policies import OfflinePolicy
@@ -40,17 +41,22 @@ class OfflineAlgorithm(BaseAlgorithm):
     `learn` counts gradient steps; callbacks are called after each. The environment gives spaces,
     item features and, where no data are passed, the users' logged interactions
     (`logged_trajectories`); callbacks may evaluate on it. What is drawn for a gradient step follows
-    from the seed and the step's number, so a loaded model goes on as if it had never stopped.
+    from the seed and the step's number, so at a constant learning rate a loaded model goes on as if
+    it had never stopped; one that falls is planned over the steps of each `learn`.
 
     Args:
         policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class.
         env: An environment with discrete actions.
         data: Sessions to learn from; None takes the environment's own logs.
         ends: Where those logs end, see `logged_trajectories`; of no effect on passed data.
-        learning_rate: Of Adam; or a schedule over the steps.
+        learning_rate: Of Adam, at the start; or a schedule over the steps.
         batch_size: Transitions in a gradient step.
-        gamma: Discount factor.
+        gamma: Discount factor. Raising it looks further ahead; where targets take the best of many
+            items, values then grow for thousands of steps, and soon are far larger than what tells
+            two items apart. 0.9 to 0.99 is usual.
         tau: Share of the trained networks that the targets take over at each gradient step.
+        final_learning_rate: Share of ``learning_rate`` that is left at the end of `learn`; in
+            between it falls in a straight line. 1 keeps it constant. Of no effect with a schedule.
         max_grad_norm: Gradients are scaled down to this norm.
         policy_kwargs: See `ilrec_sb3.offline.policies.OfflinePolicy`.
         stats_window_size: As in Stable-Baselines3.
@@ -73,6 +79,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         batch_size: int = 256,
         gamma: float = 0.99,
         tau: float = 0.03,
+        final_learning_rate: float = 0.1,
         max_grad_norm: float = 10.0,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -95,6 +102,12 @@ class OfflineAlgorithm(BaseAlgorithm):
             seed=seed,
             supported_action_spaces=(spaces.Discrete,),
         )
+        if not 0 <= final_learning_rate <= 1:
+            raise ValueError(
+                f"final_learning_rate={final_learning_rate} came; expected a share of the learning "
+                "rate, from 0 to 1: 0.1 is usual."
+            )
+        self.final_learning_rate = final_learning_rate
         self.data = data
         self.ends: Ends = ends
         self.batch_size = batch_size
@@ -122,6 +135,11 @@ class OfflineAlgorithm(BaseAlgorithm):
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         )
         self.policy = self.policy.to(self.device)
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        if not callable(self.learning_rate):
+            self.lr_schedule = LinearDecay(float(self.learning_rate), self.final_learning_rate)
 
     def _from_env(self, name: str) -> Any:
         """Returns what the environment says under a name, or None."""

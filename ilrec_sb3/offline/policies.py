@@ -194,7 +194,7 @@ class BCQPolicy(_GreedyPolicy):
         kwargs: As those of `OfflinePolicy`.
     """
 
-    def __init__(self, *args: Any, threshold: float = 1e-3, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, threshold: float = 1e-4, **kwargs: Any) -> None:
         self.threshold = threshold
         super().__init__(*args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,11 @@ from recsim_env.errors import DataError
 
 __all__ = ["Kernel", "kernel_table"]
 
+logger = logging.getLogger(__name__)
+
 _MOST = 20_000  # users or items: their similarities are square matrices
+_MOST_STEPS = 500
+_TOLERANCE = 1e-6
 Doubles = NDArray[np.float64]
 
 
@@ -118,5 +123,16 @@ def kernel_table(
         matvec=lambda w: spread(w)[users, items] + kernel.noise * w,
         dtype=np.float64,
     )
-    weights, _ = cg(operator, ratings.astype(np.float64) - mean, rtol=1e-6, maxiter=500)
+    target = ratings.astype(np.float64) - mean
+    weights, stopped = cg(operator, target, rtol=_TOLERANCE, maxiter=_MOST_STEPS)
+    if stopped > 0:
+        left = np.linalg.norm(operator.matvec(weights) - target) / np.linalg.norm(target)
+        logger.warning(
+            "The kernel regression stopped after %d steps with a relative error of %.1e, expected "
+            "%.0e, so its predictions are inexact; raise Kernel.noise, which is %g.",
+            stopped,
+            left,
+            _TOLERANCE,
+            kernel.noise,
+        )
     return (mean + spread(weights)).astype(np.float32)
