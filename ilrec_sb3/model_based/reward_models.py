@@ -4,12 +4,14 @@ All four tell the learner :math:`\tilde r = \hat r - \lambda_1 P_U + \lambda_2 P
 the reward, less what is uncertain about it, plus what keeps the future open. They differ in the
 three terms.
 
-| name | estimate | uncertainty P_U | entropy P_E |
-|---|---|---|---|
-| mbpo | world model's mean | none | none |
-| mopo | world model's mean | ensemble | none |
-| dorl | world model's mean | ensemble | successors in the logs |
-| roler | nearest users' rewards | nearest users | successors in the logs |
+=====  ========================  ===============  ======================
+name   estimate                  uncertainty P_U  entropy P_E
+=====  ========================  ===============  ======================
+mbpo   world model's mean        none             none
+mopo   world model's mean        ensemble         none
+dorl   world model's mean        ensemble         successors in the logs
+roler  nearest users' rewards    nearest users    successors in the logs
+=====  ========================  ===============  ======================
 
 The members of this world model's ensemble predict no variance of their own, so the largest
 predicted variance, which MOPO and DORL subtract, does not exist here; the spread between the
