@@ -102,6 +102,7 @@ class ItemContext:
         user_basis: (n_items, K) principal item directions of the train model's predicted rewards.
         user_offset: (n_items,) the items' mean predicted rewards.
         user_scale: (K,) standard deviation of the known users' vectors.
+        support: (n_items,) how many ratings of each item the train model was fitted on.
     """
 
     layout: ObservationLayout
@@ -110,6 +111,7 @@ class ItemContext:
     user_basis: FloatArray
     user_offset: FloatArray
     user_scale: FloatArray
+    support: FloatArray
 
     @property
     def n_items(self) -> int:
@@ -251,6 +253,8 @@ class Dynamics:
         self._histories = prepared.histories()
         self._start = prepared.tracker.initial(self._histories)
         self._all_rows = np.arange(0)
+        rated = prepared.dataset.interactions.items[prepared.train_rows]
+        self.support: FloatArray = np.bincount(rated, minlength=self.n_items).astype(np.float32)
 
     @property
     def item_context(self) -> ItemContext:
@@ -262,6 +266,7 @@ class Dynamics:
             user_basis=self.prepared.user_basis,
             user_offset=self.prepared.user_offset,
             user_scale=self.prepared.user_vectors.std(axis=0),
+            support=self.support,
         )
 
     @cached_property

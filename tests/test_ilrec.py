@@ -20,6 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from ilrec_sb3 import DiscreteSAC, ILRec, as_vec_env
 from ilrec_sb3.ilrec.discrete_sac import LinearDecay
+from ilrec_sb3.ilrec.heads import doubt
 from recsim_env import Dynamics, RecEnv, RecVectorEnv, Trajectory, save_trajectories
 from recsim_env.planners import explore, random_policy, rule_aware, run_episodes
 
@@ -662,3 +663,47 @@ def test_values_can_be_learned_whole(env: RecEnv) -> None:
     model = DiscreteSAC("MlpPolicy", env, updates_per_step=0.1, **options).learn(160)
     assert not hasattr(model.policy, "outcome")
     assert model.policy.outcomes(model.replay_buffer.sample(4).observations) is None
+
+
+def test_doubt_by_hand() -> None:
+    np.testing.assert_allclose(doubt(np.array([0, 3, 24])), [1.0, 0.5, 0.2], rtol=1e-6)
+
+
+def test_pessimism_is_taken_off_what_is_learned_from_and_nothing_else(
+    env: RecEnv, trajectories: list[Trajectory]
+) -> None:
+    dynamics = env.dynamics
+    rated = dynamics.prepared.dataset.interactions.items[dynamics.prepared.train_rows]
+    support = np.bincount(rated, minlength=dynamics.n_items)
+    np.testing.assert_array_equal(dynamics.item_context.support, support)
+
+    def rewards(pessimism: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        model = ILRec("MlpPolicy", env, demonstrations=trajectories, pessimism=pessimism, **WARM)
+        model.learning_starts = 10_000  # random play, the same in both
+        model._acts_at_random = lambda _: True
+        model.learn(64)
+        size = model.replay_buffer.size()
+        buffer = model.demonstration_buffer
+        return (
+            model.replay_buffer.rewards[:size].ravel(),
+            model.replay_buffer.actions[:size].ravel(),
+            buffer.rewards.ravel(),
+        )
+
+    plain, actions, shown = rewards(0.0)
+    doubted, same, shown_doubted = rewards(2.0)
+    np.testing.assert_array_equal(actions, same)
+    np.testing.assert_allclose(plain - doubted, 2.0 / np.sqrt(support[actions] + 1), rtol=1e-4)
+    taken = np.concatenate([t.actions for t in trajectories])
+    np.testing.assert_allclose(
+        shown - shown_doubted, 2.0 / np.sqrt(support[taken] + 1), rtol=1e-3, atol=1e-5
+    )
+    assert np.ptp(plain - doubted) > 0.1
+    with pytest.raises(ValueError, match="pessimism=-1 came"):
+        ILRec("MlpPolicy", env, pessimism=-1, **WARM)
+
+
+def test_without_known_items_there_is_nothing_to_doubt(env: RecEnv) -> None:
+    options = {**SMALL, "policy_kwargs": {"net_arch": [32], "use_item_heads": False}}
+    model = DiscreteSAC("MlpPolicy", env, **options)
+    assert not model._penalty(np.arange(4)).any()

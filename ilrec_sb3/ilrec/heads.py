@@ -42,6 +42,7 @@ __all__ = [
     "CrossNet",
     "ItemScorer",
     "PlainScorer",
+    "doubt",
     "mlp",
     "nearness_classes",
 ]
@@ -89,6 +90,21 @@ def mlp(width: int, hidden: Sequence[int], activation: type[nn.Module]) -> nn.Se
         layers += [nn.Linear(width, size), activation()]
         width = size
     return nn.Sequential(*layers)
+
+
+def doubt(support: np.ndarray) -> np.ndarray:
+    r"""How far the predicted reward of an item may be off, :math:`1 / \sqrt{n + 1}`.
+
+    The width of a mean of n ratings, up to their spread; the bonus of count-based exploration with
+    its sign turned round.
+
+    Args:
+        support: (n_items,) how many ratings of each item the world model was fitted on.
+
+    Returns:
+        (n_items,) float32 in (0, 1].
+    """
+    return (1.0 / np.sqrt(np.asarray(support, np.float64) + 1.0)).astype(np.float32)
 
 
 class CrossNet(nn.Module):
@@ -151,6 +167,7 @@ class CrossNet(nn.Module):
             context.categories,
             size / max(float(size.mean()), 1.0),
             (offset / max(float(offset.std()), 1e-6))[:, None],
+            (2.0 * doubt(context.support))[:, None],
             context.user_basis / np.maximum(context.user_basis.std(axis=0), 1e-6),
             context.text * np.sqrt(context.text.shape[1] / 4.0),
         ]

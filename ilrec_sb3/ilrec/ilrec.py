@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -212,6 +213,9 @@ class ILRec(DiscreteSAC):
                 f"Demonstrations with observations of {sorted(found)} numbers came, the "
                 f"environment gives {size}: replay them in this environment."
             )
+        trajectories = [
+            replace(t, rewards=t.rewards - self._penalty(t.actions)) for t in trajectories
+        ]
         buffer = DemonstrationBuffer(
             trajectories, self.gamma, device=self.device, n_steps=self.n_step_returns
         )
