@@ -573,7 +573,7 @@ def test_the_averaged_actor_follows_the_actor_and_gives_the_best_action(env: Rec
     before = [p.detach().clone() for p in policy.actor_average.parameters()]
     model.learning_starts = 0
     model.learn(96)
-    model._n_updates = 0
+    model._n_updates = 90
     batch = model._join(model.replay_buffer.sample(32), None)
     averages = [p.detach().clone() for p in policy.actor_average.parameters()]
     assert any(not th.equal(a, b) for a, b in zip(before, averages, strict=True))
@@ -592,6 +592,19 @@ def test_the_averaged_actor_follows_the_actor_and_gives_the_best_action(env: Rec
             p.zero_()
     action, _ = model.predict(observation, deterministic=True, action_masks=info["action_mask"])
     assert int(action) == int(best), "the actor itself has no say in it"
+
+
+def test_early_on_the_average_spans_a_tenth_of_the_steps(env: RecEnv) -> None:
+    model = DiscreteSAC("MlpPolicy", env, actor_tau=0.01, **SMALL).learn(96)
+    batch = model._join(model.replay_buffer.sample(32), None)
+    for n_updates, share in ((0, 1.0), (30, 0.25), (10_000, 0.01)):
+        model._n_updates = n_updates
+        old = [p.detach().clone() for p in model.policy.actor_average.parameters()]
+        model._gradient_step(batch, 0.0)
+        pairs = zip(old, model.policy.actor.parameters(), strict=True)
+        expected = [(1 - share) * a + share * b.detach() for a, b in pairs]
+        for got, wanted in zip(model.policy.actor_average.parameters(), expected, strict=True):
+            th.testing.assert_close(got, wanted)
 
 
 def test_with_a_share_of_one_the_average_is_the_actor(env: RecEnv) -> None:

@@ -52,6 +52,8 @@ SelfDiscreteSAC = TypeVar("SelfDiscreteSAC", bound="DiscreteSAC")
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "training_state.safetensors"
+# Early on the actor's average spans the last tenth of the gradient steps, not a fixed number.
+_AVERAGED = 10
 
 
 class Batch(NamedTuple):
@@ -127,9 +129,9 @@ class DiscreteSAC(OffPolicyAlgorithm):
             first value) learns it so that the policy keeps ``target_entropy`` of the entropy that
             its allowed actions make possible.
         target_entropy: That share, in (0, 1).
-        actor_tau: Share of the actor that its average takes over at each gradient step; 1 takes the
-            actor as it is. Lowering it evens out the noise of the last steps and lags behind; 0.005
-            to 0.05 is usual.
+        actor_tau: Share of the actor that its average takes over at each gradient step, and more in
+            the first 10 / actor_tau steps; 1 takes the actor as it is. Lowering it evens out the
+            noise of the last steps and lags behind; 0.005 to 0.05 is usual.
         pessimism: Stars taken off the reward of an item for each unit of
             `ilrec_sb3.ilrec.heads.doubt`, 1 / sqrt(n + 1) for n ratings that the world model saw of
             it. A policy that looks for the best of thousands finds those that the world model
@@ -528,7 +530,11 @@ class DiscreteSAC(OffPolicyAlgorithm):
         reinforced = actor_loss(log_probs, q_values, alpha)
         total = policy_loss(demonstrated, reinforced.loss, imitation_coefficient)
         self._descend(policy.actor_optimizer, policy.actor, total.total)
-        polyak_update(policy.actor.parameters(), policy.actor_average.parameters(), self.actor_tau)
+        polyak_update(
+            policy.actor.parameters(),
+            policy.actor_average.parameters(),
+            max(self.actor_tau, _AVERAGED / (self._n_updates + _AVERAGED)),
+        )
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
