@@ -47,6 +47,7 @@ def near_miss(name: str, known: Iterable[str]) -> str:
         For example ``"did you mean 'steam'? Known: amazon, coat, steam"``.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    by_lower = {known_name.lower(): known_name for known_name in names}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    hint = f"did you mean {by_lower[close[0]]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names)}"

@@ -393,3 +393,9 @@ def test_settings_take_precedence_and_policy_settings_add_up(dynamics: Dynamics)
     assert model.n_envs == 2
     assert model.batch_size == 8
     assert (model.policy.n_quantiles, model.policy.net_arch) == (25, [5])
+
+
+@pytest.mark.parametrize(("said", "meant"), [("sb3:dqn", "DQN"), ("ilrec", "ILRec")])
+def test_another_case_is_a_near_miss(said: str, meant: str) -> None:
+    with pytest.raises(DataError, match=f"did you mean '[a-z0-9:]*{meant}'"):
+        find_algorithm(said)
