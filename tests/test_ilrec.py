@@ -289,7 +289,7 @@ def test_a_cut_session_goes_on_with_the_value_of_its_last_state(
         terminated=False,
         truncated=True,
     )
-    model = ILRec("MlpPolicy", env, demonstrations=[*whole[1:], cut], **WARM)
+    model = ILRec("MlpPolicy", env, demonstrations=[*whole[1:], cut], pessimism=0.0, **WARM)
     model._load_demonstrations()
     buffer = model.demonstration_buffer
     rows = np.flatnonzero(~buffer.complete)

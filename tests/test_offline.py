@@ -397,7 +397,7 @@ def test_offline_critics_learn_where_users_leave(env: RecVecEnv, dynamics: Dynam
     options = {**SMALL, "batch_size": 64, "policy_kwargs": {}}
     returns = {}
     for kind in (BC, CRR, DiscreteCQL):
-        model = kind("MlpPolicy", env, **options).learn(100)
+        model = kind("MlpPolicy", env, **options).learn(250)
         episodes = run_episodes(dynamics, as_planner(model, dynamics), 50, 5)
         returns[kind] = float(np.mean(episodes.returns))
     assert returns[CRR] > 1.3 * returns[BC]

@@ -58,7 +58,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_for_the_end_of(pids: list[int]) -> None:
-    for _ in range(200):
+    for _ in range(1_200):  # a worker first imports what it needs, which takes long when it is busy
         if not any(alive(pid) for pid in pids):
             return
         time.sleep(0.05)
