@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from typing import Any
 
 import torch as th
@@ -155,11 +156,11 @@ class CRRPolicy(OfflinePolicy):
 class _GreedyPolicy(OfflinePolicy):
     """Takes the action of the highest score: values are no logits, and are not drawn from."""
 
+    @abstractmethod
     def greedy_scores(
         self, flat: th.Tensor, masks: th.Tensor | None, crossed: Crossed | None = None
     ) -> th.Tensor:
         """Returns (B, n) what the greedy action maximises."""
-        raise NotImplementedError
 
     def _predict(
         self,
