@@ -44,7 +44,9 @@ def test_the_accelerators_way_of_unpacking_gives_the_same(n_actions: int) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not th.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(
+    not th.cuda.is_available(), reason="needs a CUDA device; the same on the CPU is tested above"
+)
 def test_unpacking_on_cuda() -> None:
     masks = np.random.default_rng(0).random((5, 6012)) < 0.5
     got = unpack_to_torch(pack_masks(masks), 6012, "cuda")

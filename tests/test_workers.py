@@ -73,7 +73,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(),
+    reason="whether an orphan has ended or waits to be reaped is told by /proc alone (Linux)",
+)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
@@ -104,7 +107,6 @@ else:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_ctrl_c_does_not_reach_workers_that_are_still_importing(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM_THAT_STARTS)
