@@ -113,8 +113,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         learning_rate: Of Adam, for actor, critics and temperature, at the start; or a schedule.
         final_learning_rate: Share of ``learning_rate`` that is left at the end of `learn`; in
             between it falls in a straight line. At a constant rate a policy that was nearly
-            deterministic now and then forgot what ends a session. Going on with a larger total raises
-            the rate again. Of no effect with a schedule.
+            deterministic now and then forgot what ends a session. Going on with a larger total
+            raises the rate again. Of no effect with a schedule.
         buffer_size: Transitions kept.
         learning_starts: Env steps before the first gradient step, played at random among what the
             masks allow.
