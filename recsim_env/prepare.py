@@ -301,7 +301,7 @@ def prepare(
     name = dataset if isinstance(dataset, str) else dataset.name
     place = _root(root)
     source = _demonstration_source(name)
-    stamp = _files_stamp(place, f"llm_demos/{name}*") if source else []
+    contents = _files_contents(place, f"llm_demos/{name}*") if source else []
     note = None
     fingerprint = None
     if isinstance(dataset, str):
@@ -332,7 +332,7 @@ def prepare(
         format=_FORMAT,
         data=fingerprint,
         config=config,
-        demonstrations=[source.value if source else None, stamp],
+        demonstrations=[source.value if source else None, contents],
     )
     path = folder / "prepared" / f"{name}-{key[:16]}"
     found = _find(path, key)
@@ -350,6 +350,17 @@ def _root(root: str | Path | None) -> Path | None:
         return find_root(root)
     except MissingDataError:
         return None
+
+
+def _files_contents(folder: Path | None, pattern: str) -> list[list[str]]:
+    """Names and contents (sha256) of the files that match: a copy of them counts as the same."""
+    if folder is None or not folder.is_dir():
+        return []
+    files = sorted(f for f in folder.glob(pattern) if f.is_file())
+    return [
+        [f.relative_to(folder).as_posix(), artefacts.fingerprint_bytes(f.read_bytes())]
+        for f in files
+    ]
 
 
 def _files_stamp(folder: Path | None, *patterns: str) -> list[list[Any]]:

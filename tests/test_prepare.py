@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
@@ -334,3 +335,15 @@ def test_users_with_one_interaction_each_are_enough(tmp_path: Path) -> None:
     prepared = prepare(dataset, cache=tmp_path, progress=False)
     assert prepared.rows("train").shape == (20, 5)
     assert np.isfinite(prepared.rows("test")).all()
+
+
+def test_copied_demonstrations_are_the_same_demonstrations(small: Dataset, tmp_path: Path) -> None:
+    dataset = dataclasses.replace(small, name="steam")
+    found = []
+    for name, content in (("a", b"sessions"), ("b", b"sessions"), ("c", b"others")):
+        file = tmp_path / name / "llm_demos" / "steam_other.parquet"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+        os.utime(file, (len(found), len(found)))
+        found.append(make(dataset, tmp_path / "cache", root=tmp_path / name).fingerprint)
+    assert found[0] == found[1] != found[2]
