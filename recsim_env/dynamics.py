@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsim_env.errors import DataError
+from recsim_env.feedback import Feedback, updated_beliefs
 from recsim_env.prepare import Prepared, Session, user_vector_for
 from recsim_env.termination import CategoryDiversity, Rule, RuleContext
 from recsim_env.trajectories import Trajectory
@@ -38,7 +39,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Split = Literal["train", "test"]
 
-_STATE_ARRAYS = ("users", "user_vectors", "shown", "steps", "counts", "mask")
+_STATE_ARRAYS = ("users", "user_vectors", "beliefs", "shown", "steps", "counts", "mask")
 _DRAWS = 64  # users drawn at a time, so that many sessions do not each pay for a generator call
 
 
@@ -126,6 +127,7 @@ class State:
     Attributes:
         users: (n,) user index, -1 for an unknown user.
         user_vectors: (n, K) user vector.
+        beliefs: (n, K, K) covariance of what is not known about it; (n, 0, 0) without `Feedback`.
         shown: (n, limit) items shown in the session, oldest first.
         steps: (n,) items shown so far.
         counts: (n, n_categories) category counts over the last ``window - 1`` items.
@@ -138,6 +140,7 @@ class State:
 
     users: IntArray
     user_vectors: FloatArray
+    beliefs: FloatArray
     shown: IntArray
     steps: IntArray
     counts: FloatArray
@@ -197,9 +200,11 @@ class Dynamics:
             the reward all the same.
         repeats: Whether the masks leave items that were shown in the session; then `Repeat` has no
             place among the rules.
+        feedback: Updates the user vectors of the observations with the session's rewards; None
+            leaves them as they were at its start.
 
     Raises:
-        DataError: For a split, a limit or a table that does not fit.
+        DataError: For a split, a limit, a table or a feedback that does not fit.
     """
 
     def __init__(
@@ -212,6 +217,7 @@ class Dynamics:
         table: FloatArray | None = None,
         reward_model: RewardModel | None = None,
         repeats: bool = False,
+        feedback: Feedback | None = None,
     ) -> None:
         if split not in ("train", "test"):
             raise DataError(f"split={split!r} is not known; use 'train' or 'test'.")
@@ -223,6 +229,14 @@ class Dynamics:
         self.limit = limit
         self.reward_model = reward_model
         self.repeats = repeats
+        width = prepared.user_basis.shape[1]
+        if feedback is not None and len(feedback.covariance) != width:
+            raise DataError(
+                f"Feedback.covariance has shape {feedback.covariance.shape}, expected "
+                f"{(width, width)}: the user vectors of {prepared.dataset.name!r} have {width} "
+                "numbers."
+            )
+        self.feedback = feedback
         self.ending_names = np.array(["", *(rule.name for rule in self.rules), "limit"], object)
         catalogue = prepared.dataset.catalogue
         self.n_items = prepared.dataset.n_items
@@ -248,6 +262,9 @@ class Dynamics:
             for width, end in zip(widths, itertools.accumulate(widths), strict=True)
         )
         self.layout = ObservationLayout(tracker, user, counts, step, recent, scale, limit)
+        self._belief: FloatArray = (
+            np.zeros((0, 0), np.float32) if feedback is None else feedback.covariance
+        )
         self.has_own_table = table is not None
         self._table = self._checked_table(table) if table is not None else prepared.rows(split)
         self._histories = prepared.histories()
@@ -282,6 +299,12 @@ class Dynamics:
             "repeats": self.repeats,
             "reward_model": None if self.reward_model is None else self.reward_model.name,
         }
+        if self.feedback is not None:
+            told = self.feedback
+            parts["feedback"] = [
+                hashlib.sha256(told.covariance.tobytes()).hexdigest(),
+                told.noise,
+            ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def with_reward_model(self, reward_model: RewardModel | None) -> Dynamics:
@@ -314,6 +337,7 @@ class Dynamics:
         return State(
             users=np.zeros(n, np.int64),
             user_vectors=np.zeros((n, self.prepared.user_basis.shape[1]), np.float32),
+            beliefs=np.zeros((n, *self._belief.shape), np.float32),
             shown=np.zeros((n, self.limit), np.int64),
             steps=np.zeros(n, np.int64),
             counts=np.zeros((n, self.categories.shape[1]), np.float32),
@@ -434,9 +458,12 @@ class Dynamics:
         """
         rewards = self.reward(state, items)
         ended = self.terminal(state, items, rewards)
+        learned = rewards
         if self.reward_model is not None:
             rewards = self.reward_model(self, state, items)
         self.transition(state, items)
+        if self.feedback is not None:
+            self._learn(state, items, learned, self.feedback.noise)
         terminated = ended > 0
         over = state.steps >= self.limit
         if self.n_items < self.limit and state.steps.max() >= self.n_items:
@@ -444,6 +471,14 @@ class Dynamics:
         truncated = over & ~terminated
         ended[truncated] = len(self.rules) + 1
         return StepResult(rewards, terminated, truncated, ended)
+
+    def _learn(self, state: State, items: IntArray, rewards: FloatArray, noise: float) -> None:
+        """Updates what is believed about the users, in place."""
+        columns = self.prepared.user_basis[items]
+        expected = self.prepared.user_offset[items] + (state.user_vectors * columns).sum(axis=1)
+        state.user_vectors, state.beliefs = updated_beliefs(
+            state.user_vectors, state.beliefs, columns, rewards - expected, noise
+        )
 
     def observe(self, state: State) -> FloatArray:
         """Returns (n, layout.size) float32 observations."""
@@ -594,6 +629,7 @@ class Dynamics:
         state.steps[rows] = 0
         state.counts[rows] = 0.0
         state.mask[rows] = True
+        state.beliefs[rows] = self._belief
 
     def _checked_table(self, table: FloatArray) -> FloatArray:
         array = np.ascontiguousarray(table, np.float32)

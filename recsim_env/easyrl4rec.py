@@ -18,10 +18,11 @@ from recsim_env.datasets.coat import pseudo_ground_truth
 from recsim_env.dynamics import Dynamics, Split
 from recsim_env.env import RecEnv
 from recsim_env.errors import DataError, near_miss
+from recsim_env.feedback import Feedback
 from recsim_env.prepare import PrepareConfig, Prepared, prepare
 from recsim_env.termination import Rule, RuleContext
 from recsim_env.vector_env import RecVectorEnv
-from recsim_env.world_model import WorldModelConfig
+from recsim_env.world_model import WorldModelConfig, taste_covariance
 
 __all__ = [
     "COAT_CONFIG",
@@ -29,6 +30,7 @@ __all__ = [
     "FixedLength",
     "Mode",
     "RatingDistance",
+    "coat_feedback",
     "easyrl4rec_dynamics",
     "easyrl4rec_stage",
     "make_easyrl4rec_env",
@@ -186,6 +188,7 @@ def easyrl4rec_dynamics(
     split: Split = "train",
     mode: Mode = "FB",
     short_window: bool = False,
+    feedback: bool = True,
 ) -> Dynamics:
     """Builds the dynamics of one mode.
 
@@ -200,6 +203,8 @@ def easyrl4rec_dynamics(
             ``"NX_10"``: so they do, and every session has 10 steps, whatever is shown. In the first
             two, sessions end by `RatingDistance` or at 30 steps.
         short_window: See `RatingDistance`.
+        feedback: Whether user vectors follow the rewards of the session (`coat_feedback`). The
+            peers' state trackers see those rewards too.
 
     Raises:
         DataError: For a mode that is not known.
@@ -217,7 +222,28 @@ def easyrl4rec_dynamics(
         limit=_LIMIT,
         table=ratings if split == "test" else None,
         repeats=mode == "FB",
+        feedback=coat_feedback(prepared) if feedback else None,
     )
+
+
+def coat_feedback(prepared: Prepared) -> Feedback:
+    """Returns how user vectors follow a session's rewards, from the self-selected ratings alone.
+
+    What is not known about a user's ratings is the `taste_covariance` of the world model's kernel
+    regression. Its projection on the user basis is the covariance of a user vector; what the
+    projection leaves out, with what it leaves out of the predictions, is the noise.
+
+    Args:
+        prepared: What `prepare_coat` made.
+    """
+    basis, offset = prepared.user_basis.astype(np.float64), prepared.user_offset
+    unknown = taste_covariance(prepared.histories(), prepared.dataset.catalogue.category_matrix)
+    project = np.linalg.pinv(basis)
+    covariance = project @ unknown @ project.T
+    explained = np.einsum("ik,kl,il->i", basis, covariance, basis)
+    left = prepared.rows("train") - offset - prepared.user_vectors @ prepared.user_basis.T
+    noise = float((unknown.diagonal() - explained).mean() + np.square(left).mean())
+    return Feedback(covariance.astype(np.float32), noise)
 
 
 def easyrl4rec_stage(
@@ -226,6 +252,7 @@ def easyrl4rec_stage(
     progress: bool = True,
     *,
     short_window: bool = False,
+    feedback: bool = True,
 ) -> tuple[Dynamics, dict[str, Dynamics]]:
     """Makes what a peer test on Coat needs.
 
@@ -234,6 +261,7 @@ def easyrl4rec_stage(
         cache: As in `prepare_coat`.
         progress: As in `prepare_coat`.
         short_window: See `RatingDistance`.
+        feedback: As in `easyrl4rec_dynamics`.
 
     Returns:
         The dynamics to learn in (mode FB, rewards of the world model) and those to test in (by
@@ -244,11 +272,10 @@ def easyrl4rec_stage(
     """
     prepared = prepare_coat(root, cache, progress)
     ratings = pseudo_ground_truth(prepared.dataset, root)
-    train = easyrl4rec_dynamics(prepared, ratings, short_window=short_window)
+    options: dict[str, Any] = {"short_window": short_window, "feedback": feedback}
+    train = easyrl4rec_dynamics(prepared, ratings, **options)
     tests = {
-        mode: easyrl4rec_dynamics(
-            prepared, ratings, split="test", mode=mode, short_window=short_window
-        )
+        mode: easyrl4rec_dynamics(prepared, ratings, split="test", mode=mode, **options)
         for mode in get_args(Mode)
     }
     return train, tests
@@ -259,13 +286,16 @@ def _dynamics(
     mode: Mode = "FB",
     split: Split = "train",
     short_window: bool = False,
+    feedback: bool = True,
     data: str | Path | None = None,
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> Dynamics:
     prepared = prepare_coat(data, cache, progress)
     ratings = pseudo_ground_truth(prepared.dataset, data)
-    return easyrl4rec_dynamics(prepared, ratings, split=split, mode=mode, short_window=short_window)
+    return easyrl4rec_dynamics(
+        prepared, ratings, split=split, mode=mode, short_window=short_window, feedback=feedback
+    )
 
 
 def make_easyrl4rec_env(
@@ -281,8 +311,8 @@ def make_easyrl4rec_env(
         obs_mode: As in `RecEnv`.
         sequence_length: As in `RecEnv`.
         render_mode: As in `RecEnv`.
-        kwargs: ``mode``, ``split`` and ``short_window`` as in `easyrl4rec_dynamics`; ``data``,
-            ``cache`` and ``progress`` as in `RecEnv`.
+        kwargs: ``mode``, ``split``, ``short_window`` and ``feedback`` as in `easyrl4rec_dynamics`;
+            ``data``, ``cache`` and ``progress`` as in `RecEnv`.
     """
     return RecEnv(
         dynamics=_dynamics(**kwargs),

@@ -26,6 +26,7 @@ from recsim_env.easyrl4rec import (
     FixedLength,
     Mode,
     RatingDistance,
+    coat_feedback,
     easyrl4rec_dynamics,
     easyrl4rec_stage,
 )
@@ -223,6 +224,19 @@ def test_the_stage(small_stage: Prepared, ratings: NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(train.reward_table(state)[0], small_stage.rows("train")[7])
     for dynamics in tests.values():
         np.testing.assert_array_equal(dynamics.reward_table(state)[0], ratings[7])
+
+
+def test_feedback_is_from_the_self_selected_ratings(small_stage: Prepared) -> None:
+    told = coat_feedback(small_stage)
+    width = small_stage.user_basis.shape[1]
+    assert told.covariance.shape == (width, width)
+    assert 0 < told.noise < 2
+    train, tests = easyrl4rec_stage(progress=False)
+    for dynamics in (train, *tests.values()):
+        assert dynamics.feedback is not None
+        np.testing.assert_array_equal(dynamics.feedback.covariance, told.covariance)
+    still, _ = easyrl4rec_stage(progress=False, feedback=False)
+    assert still.feedback is None
 
 
 @pytest.mark.filterwarnings("ignore:.*infinity")

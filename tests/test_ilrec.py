@@ -19,7 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from ilrec_sb3 import DiscreteSAC, ILRec, as_vec_env
-from ilrec_sb3.ilrec.discrete_sac import LinearDecay
+from ilrec_sb3.ilrec.discrete_sac import LinearDecay, updates_for
 from ilrec_sb3.ilrec.heads import doubt
 from recsim_env import Dynamics, RecEnv, RecVectorEnv, Trajectory, save_trajectories
 from recsim_env.planners import explore, random_policy, rule_aware, run_episodes
@@ -200,6 +200,7 @@ def test_fixed_entropy_coefficient_and_n_steps(env: RecEnv) -> None:
     [
         ({"ent_coef": "later"}, "ent_coef='later'"),
         ({"updates_per_step": 0}, "updates_per_step=0"),
+        ({"updates_per_step": "fast"}, "updates_per_step='fast'"),
         ({"target_entropy": 2.0}, "target_entropy=2.0"),
         ({"beta": 0.0}, "beta=0.0"),
         ({"alpha": 1.5}, "alpha=1.5"),
@@ -472,6 +473,14 @@ def test_it_beats_random_and_its_demonstrations_on_the_simulator(dynamics: Dynam
     assert floor < own < 0.95 * planner, "the demonstrations are good, not optimal"
     assert learned > 1.05 * own
     assert learned > 0.95 * planner
+
+
+def test_gradient_steps_go_by_the_size_of_the_catalogue() -> None:
+    assert updates_for(2) == updates_for(200) == 0.25
+    assert updates_for(300) == pytest.approx(1 / 6)
+    assert updates_for(1_539) == updates_for(10_000) == pytest.approx(1 / 30)
+    model = DiscreteSAC("MlpPolicy", Bandit(), **SMALL).learn(464)
+    assert model._n_updates == pytest.approx((464 - SMALL["learning_starts"]) / 4, abs=9)
 
 
 def _cart_pole_sessions(n_sessions: int) -> list[Trajectory]:

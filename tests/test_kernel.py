@@ -11,7 +11,13 @@ import pytest
 from recsim_env.datasets import load
 from recsim_env.datasets.dataset import Dataset
 from recsim_env.errors import DataError
-from recsim_env.world_model import Kernel, WorldModel, WorldModelConfig, kernel_table
+from recsim_env.world_model import (
+    Kernel,
+    WorldModel,
+    WorldModelConfig,
+    kernel_table,
+    taste_covariance,
+)
 from recsim_env.world_model import kernel as kernel_module
 from recsim_env.world_model.kernel import similarity
 
@@ -71,6 +77,17 @@ def test_it_solves_the_equations_written_out() -> None:
     table = kernel_table(users, items, ratings, of_users, of_items)
     assert table.dtype == np.float32
     np.testing.assert_allclose(table, expected, atol=1e-4)
+
+
+def test_what_a_rating_leaves_unknown_by_hand() -> None:
+    """Prior 2 at an item and 1 + exp(-1/2) across two; one rating with noise 1, of one user."""
+    kernel = dataclasses.replace(NOTHING, user=1.0, taste=1.0)
+    rated = [np.array([0]), np.zeros(0, np.int64)]
+    across = 1.0 + np.exp(-0.5)
+    prior = np.array([[2.0, across], [across, 2.0]])
+    after = prior - np.outer(prior[0], prior[0]) / 3.0
+    found = taste_covariance(rated, np.eye(2, dtype=np.float32), kernel)
+    np.testing.assert_allclose(found, (after + prior) / 2.0)
 
 
 def test_too_large_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

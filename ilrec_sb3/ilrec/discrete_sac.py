@@ -45,7 +45,7 @@ from ilrec_sb3.ilrec.policies import ILRecPolicy, MlpPolicy, MultiInputPolicy
 from recsim_env.artefacts import write_file
 from recsim_env.dynamics import ItemContext
 
-__all__ = ["DiscreteSAC", "LinearDecay"]
+__all__ = ["DiscreteSAC", "LinearDecay", "updates_for"]
 
 SelfDiscreteSAC = TypeVar("SelfDiscreteSAC", bound="DiscreteSAC")
 
@@ -99,6 +99,15 @@ class LinearDecay:
         return self.start * (self.share + (1.0 - self.share) * max(progress_remaining, 0.0))
 
 
+def updates_for(n_actions: int) -> float:
+    """Returns the gradient steps per env step for so many actions, from 1/30 to 1/4.
+
+    A gradient step takes time in proportion to the actions; with 50 / n_actions of them a small
+    catalogue gets as much time for each env step as one of 1,500 items.
+    """
+    return min(1 / 4, max(1 / 30, 50 / n_actions))
+
+
 class DiscreteSAC(OffPolicyAlgorithm):
     """Soft actor-critic for discrete actions, with exact expectations over the actions.
 
@@ -125,6 +134,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         train_freq: Vector steps between trainings.
         updates_per_step: Gradient steps per env step (of one session). Raising it learns more from
             each step and takes longer. Usual: 1/64 for large catalogues to 1 for small problems.
+            ``"auto"``: `updates_for` the number of actions.
         n_steps: Rewards summed before the critics' target bootstraps. Usual: 1 to 5.
         ent_coef: alpha_ent in units of reward per nat; ``"auto"`` (or ``"auto_0.5"``, with its
             first value) learns it so that the policy keeps ``target_entropy`` of the entropy that
@@ -167,7 +177,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         tau: float = 0.03,
         gamma: float = 0.95,
         train_freq: int = 1,
-        updates_per_step: float = 1 / 30,
+        updates_per_step: float | str = "auto",
         n_steps: int = 1,
         ent_coef: float | str = "auto_0.5",
         target_entropy: float = 0.3,
@@ -208,10 +218,12 @@ class DiscreteSAC(OffPolicyAlgorithm):
             sde_support=False,
             supported_action_spaces=(spaces.Discrete,),
         )
-        if updates_per_step <= 0:
+        if updates_per_step != "auto" and (
+            isinstance(updates_per_step, str) or not updates_per_step > 0
+        ):
             raise ValueError(
-                f"updates_per_step={updates_per_step} came; expected a number above 0: "
-                "1/30 is the default."
+                f"updates_per_step={updates_per_step!r} came; expected a number above 0, or "
+                "'auto': 1/30 is usual for catalogues of a thousand items."
             )
         if not 0 < target_entropy < 1:
             raise ValueError(
@@ -480,7 +492,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
                 are gradient steps (a rest is carried over).
             batch_size: Transitions in each.
         """
-        self._owed_updates += gradient_steps * self.updates_per_step
+        per_step = self.updates_per_step
+        if isinstance(per_step, str):
+            per_step = updates_for(int(self.action_space.n))  # type: ignore[attr-defined]
+        self._owed_updates += gradient_steps * per_step
         steps, self._owed_updates = int(self._owed_updates), self._owed_updates % 1.0
         if steps == 0:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from recsim_env.errors import DataError
 
-__all__ = ["Kernel", "kernel_table"]
+__all__ = ["Kernel", "kernel_table", "taste_covariance"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,3 +137,33 @@ def kernel_table(
             kernel.noise,
         )
     return (mean + spread(weights)).astype(np.float32)
+
+
+def taste_covariance(
+    rated: Sequence[NDArray[np.int64]],
+    item_features: NDArray[np.float32],
+    kernel: Kernel | None = None,
+) -> Doubles:
+    """How far a user's own level and tastes may lie from the prediction, averaged over users.
+
+    The covariance of the personal part of `kernel_table`'s process, user + taste S(i, j), after the
+    user's own ratings (Rasmussen and Williams, 2006, eq. 2.26). What users share is taken for
+    known, as everybody's ratings tell it.
+
+    Args:
+        rated: Per user the indices of the items rated.
+        item_features: (n_items, l).
+        kernel: The prior; None: the default.
+
+    Returns:
+        (n_items, n_items), in squared stars.
+    """
+    kernel = kernel or Kernel()
+    prior = kernel.user + kernel.taste * similarity(item_features, kernel.width)
+    total = np.zeros_like(prior)
+    for items in rated:
+        given = prior[:, items]
+        noisy = prior[np.ix_(items, items)] + kernel.noise * np.eye(len(items))
+        total += prior - given @ np.linalg.solve(noisy, given.T)
+    mean: Doubles = total / len(rated)
+    return mean
