@@ -16,8 +16,8 @@ offline:NAME        BC, SQN, CRR, BCQ or CQL on the logged interactions (`ilrec_
 
 ``+items`` gives an algorithm what ILRec has: action masks, in rollouts, updates and targets, and
 heads that score items by their features and cross features (`ilrec_sb3.common.item_algorithms`).
-``@mbpo``, ``@mopo``, ``@dorl`` and ``@roler`` train it on the reward model of that name
-(`ilrec_sb3.model_based`).
+``@mbpo``, ``@mopo``, ``@dorl``, ``@roler`` and ``@counts`` train it on the reward model of that
+name (`ilrec_sb3.model_based`).
 
 Settings differ from a class's own defaults where those learn less here; all of them are in this
 file. Defaults of DQN and QR-DQN are made for millions of frames; those of A2C, PPO and TRPO for
@@ -65,7 +65,7 @@ __all__ = [
 
 OFFLINE = {"BC": "BC", "SQN": "SQN", "CRR": "CRR", "BCQ": "DiscreteBCQ", "CQL": "DiscreteCQL"}
 """Names after ``offline:``, and their classes in `ilrec_sb3.offline`."""
-REWARDS = ("mbpo", "mopo", "dorl", "roler")
+REWARDS = ("mbpo", "mopo", "dorl", "roler", "counts")
 """Names after ``@``."""
 
 _CONTINUOUS = {"DDPG", "SAC", "TD3", "TQC", "CrossQ"}

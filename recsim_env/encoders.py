@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from tqdm import tqdm
 
 from recsim_env.artefacts import write_folder
@@ -101,11 +102,15 @@ class GRUEncoder(nn.Module):
         n_items: N; the index N is padding.
         dim: D.
         dropout: Share of the input vector dropped in training.
+        packed: Whether `forward` leaves out padding, which is quicker where many sequences are
+            short; its results then differ in the last digits.
     """
 
-    def __init__(self, n_items: int, dim: int = 32, dropout: float = 0.0) -> None:
+    def __init__(
+        self, n_items: int, dim: int = 32, dropout: float = 0.0, packed: bool = False
+    ) -> None:
         super().__init__()
-        self.n_items, self.dim = n_items, dim
+        self.n_items, self.dim, self.packed = n_items, dim, packed
         self.embedding = nn.Embedding(n_items + 1, dim, padding_idx=n_items)
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(dim, dim, batch_first=True)
@@ -113,7 +118,23 @@ class GRUEncoder(nn.Module):
 
     def forward(self, items_BL: Tensor) -> Tensor:
         """Encodes sequences: (B, L) item indices to (B, D), the state after the last item."""
-        return self.states(items_BL)[:, -1]
+        return self._last_packed(items_BL) if self.packed else self.states(items_BL)[:, -1]
+
+    def _last_packed(self, items_BL: Tensor) -> Tensor:
+        """As `forward`, at the cost of the items instead of that of all places."""
+        width = items_BL.shape[1]
+        lengths_B, order_B = (items_BL != self.n_items).sum(1).sort(descending=True, stable=True)
+        # Time first, the longest sequence first: of each time those rows that have one, in a block.
+        place_LB = torch.arange(width, device=items_BL.device)[:, None] + (width - lengths_B)
+        kept_LB = place_LB < width
+        sizes_L = kept_LB.sum(1).cpu()
+        out_BD = self.embedding.weight.new_zeros(len(items_BL), self.dim)
+        if not sizes_L.any():
+            return out_BD
+        items_P = items_BL[order_B].T.gather(0, place_LB.clamp(max=width - 1))[kept_LB]
+        inputs = PackedSequence(self.dropout(self.embedding(items_P)), sizes_L[sizes_L > 0])
+        _, last_1KD = self.gru(inputs)
+        return out_BD.index_copy(0, order_B[: last_1KD.shape[1]], last_1KD[0])
 
     def states(self, items_BL: Tensor) -> Tensor:
         """Encodes every prefix: (B, L) item indices to (B, L, D)."""

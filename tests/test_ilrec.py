@@ -19,7 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from ilrec_sb3 import DiscreteSAC, ILRec, as_vec_env
-from ilrec_sb3.ilrec.discrete_sac import LinearDecay, updates_for
+from ilrec_sb3.ilrec.discrete_sac import Batch, LinearDecay, updates_for
 from ilrec_sb3.ilrec.heads import doubt
 from recsim_env import Dynamics, RecEnv, RecVectorEnv, Trajectory, save_trajectories
 from recsim_env.planners import explore, random_policy, rule_aware, run_episodes
@@ -200,6 +200,7 @@ def test_fixed_entropy_coefficient_and_n_steps(env: RecEnv) -> None:
     [
         ({"ent_coef": "later"}, "ent_coef='later'"),
         ({"updates_per_step": 0}, "updates_per_step=0"),
+        ({"mask_dropout": 1.5}, "mask_dropout=1.5"),
         ({"updates_per_step": "fast"}, "updates_per_step='fast'"),
         ({"target_entropy": 2.0}, "target_entropy=2.0"),
         ({"beta": 0.0}, "beta=0.0"),
@@ -473,6 +474,42 @@ def test_it_beats_random_and_its_demonstrations_on_the_simulator(dynamics: Dynam
     assert floor < own < 0.95 * planner, "the demonstrations are good, not optimal"
     assert learned > 1.05 * own
     assert learned > 0.95 * planner
+
+
+def test_mask_dropout_takes_actions_away_and_leaves_some() -> None:
+    model = DiscreteSAC("MlpPolicy", Bandit(), mask_dropout=0.5, **SMALL)
+    rows, n_actions = 240, int(model.action_space.n)
+    given = th.ones((rows, n_actions), dtype=th.bool)
+    given[:, 0] = False
+    nothing = th.zeros((rows, 1))
+
+    def batch(masks: th.Tensor | None) -> Batch:
+        return Batch(
+            nothing,
+            nothing.long(),
+            nothing,
+            nothing,
+            nothing,
+            0.9,
+            masks,
+            masks,
+            n_demonstrations=40,
+        )
+
+    masks, thinned = model._thinned_masks(batch(given))
+    assert thinned == 100  # half of those that were not demonstrated
+    assert masks is not None
+    assert not masks[:, 0].any()
+    assert masks.any(dim=1).all()
+    assert masks[100:, 1:].all()
+    assert 0.3 < masks[:100, 1:].float().mean() < 0.8
+    assert given[:, 1:].all(), "the batch is left as it came"
+    alone, _ = model._thinned_masks(batch(None))
+    assert alone is not None
+    assert alone[100:].all()
+    assert not alone[:100].all()
+    model.mask_dropout = 0.0
+    assert model._thinned_masks(batch(given)) == (given, 0)
 
 
 def test_gradient_steps_go_by_the_size_of_the_catalogue() -> None:

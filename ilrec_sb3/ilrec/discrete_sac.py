@@ -148,6 +148,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
             it. A policy that looks for the best of thousands finds those that the world model
             overrates, and these are the ones with few ratings. 0 believes the world model; 0.5 to 2
             is usual. Of no effect where the environment does not tell the support of its items.
+        mask_dropout: Share of the actor's states in which a random part of the actions, from none
+            to nearly all, is masked as well. The actor then learns what to do where the best are
+            not to be had, because they were shown or are out of stock. 0 learns it from what
+            happens alone; 0.25 to 0.75 is usual. Demonstrated states are left as they are.
         max_grad_norm: Gradients are scaled down to this norm.
         n_sessions: Sessions that a single `RecEnv` is expanded to; None keeps it single.
         replay_buffer_kwargs: As in Stable-Baselines3.
@@ -184,6 +188,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         actor_tau: float = 0.01,
         final_learning_rate: float = 0.1,
         pessimism: float = 1.0,
+        mask_dropout: float = 0.5,
         max_grad_norm: float = 10.0,
         n_sessions: int | None = 32,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -239,9 +244,14 @@ class DiscreteSAC(OffPolicyAlgorithm):
                 f"final_learning_rate={final_learning_rate} came; expected a share of the learning "
                 "rate, from 0 to 1: 0.1 is usual."
             )
+        if not 0 <= mask_dropout <= 1:
+            raise ValueError(
+                f"mask_dropout={mask_dropout} came; expected a share from 0 to 1: 0.5 is usual."
+            )
         if pessimism < 0:
             raise ValueError(f"pessimism={pessimism} came; expected 0 or more: 1 is usual.")
         self.pessimism = pessimism
+        self.mask_dropout = mask_dropout
         self.final_learning_rate = final_learning_rate
         self.updates_per_step = updates_per_step
         self.actor_tau = actor_tau
@@ -533,7 +543,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
 
         # actor, eq. 20 to 22
         crossed = policy.crossed(batch.observations)
-        log_probs = policy.log_probs(batch.observations, batch.masks, crossed)
+        masks, n_thinned = self._thinned_masks(batch)
+        log_probs = policy.log_probs(batch.observations, masks, crossed)
         demonstrated = log_probs.new_zeros(())
         if batch.n_demonstrations and imitation_coefficient > 0:
             rows = slice(len(log_probs) - batch.n_demonstrations, None)
@@ -554,8 +565,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
-            aim = target_entropy(self.target_entropy, n_actions, batch.masks).to(self.device)
-            loss = entropy_temperature_loss(self.log_ent_coef, reinforced.entropy, aim)
+            rows = slice(n_thinned, None)
+            given = None if batch.masks is None else batch.masks[rows]
+            aim = target_entropy(self.target_entropy, n_actions, given).to(self.device)
+            loss = entropy_temperature_loss(self.log_ent_coef, reinforced.entropy[rows], aim)
             self.ent_coef_optimizer.zero_grad()
             loss.backward()
             self.ent_coef_optimizer.step()
@@ -569,6 +582,26 @@ class DiscreteSAC(OffPolicyAlgorithm):
             ent_coef=float(alpha),
         )
         return scalars
+
+    def _thinned_masks(self, batch: Batch) -> tuple[th.Tensor | None, int]:
+        """Returns the actor's masks, (B, n) bool or None, and in how many rows they are thinned.
+
+        These are the first rows; what is left of a row's actions differs from row to row.
+        """
+        n_rows = int(self.mask_dropout * (len(batch.actions) - batch.n_demonstrations))
+        if n_rows == 0:
+            return batch.masks, 0
+        n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
+        share = th.rand((n_rows, 1), device=self.device)
+        kept = th.rand((n_rows, n_actions), device=self.device) < share
+        if batch.masks is None:
+            shape = len(batch.actions), n_actions
+            masks = th.ones(shape, dtype=th.bool, device=self.device)
+        else:
+            masks = batch.masks.clone()
+            kept &= masks[:n_rows]
+        masks[:n_rows] = th.where(kept.any(dim=1, keepdim=True), kept, masks[:n_rows])
+        return masks, n_rows
 
     def _critic_step(self, batch: Batch, target: th.Tensor) -> dict[str, float]:
         """One step of the critics towards (B,) targets, eq. 23; returns scalars for the log."""

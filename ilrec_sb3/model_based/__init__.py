@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ilrec_sb3.model_based.reward_models import (
     REWARD_MODELS,
+    CountsConfig,
     DORLConfig,
     MBPOConfig,
     MOPOConfig,
@@ -15,6 +16,7 @@ from ilrec_sb3.model_based.successors import SuccessorEntropy
 
 __all__ = [
     "REWARD_MODELS",
+    "CountsConfig",
     "DORLConfig",
     "MBPOConfig",
     "MOPOConfig",

@@ -1,17 +1,18 @@
-r"""MBPO, MOPO, DORL and ROLeR as reward models around the world model.
+r"""MBPO, MOPO, DORL and ROLeR as reward models around the world model, and ILRec's pessimism.
 
-All four tell the learner :math:`\tilde r = \hat r - \lambda_1 P_U + \lambda_2 P_E`: an estimate of
-the reward, less what is uncertain about it, plus what keeps the future open. They differ in the
+All of them tell the learner :math:`\tilde r = \hat r - \lambda_1 P_U + \lambda_2 P_E`: an estimate
+of the reward, less what is uncertain about it, plus what keeps the future open. They differ in the
 three terms.
 
-=====  ========================  ===============  ======================
-name   estimate                  uncertainty P_U  entropy P_E
-=====  ========================  ===============  ======================
-mbpo   world model's mean        none             none
-mopo   world model's mean        ensemble         none
-dorl   world model's mean        ensemble         successors in the logs
-roler  nearest users' rewards    nearest users    successors in the logs
-=====  ========================  ===============  ======================
+======  ========================  ===============  ======================
+name    estimate                  uncertainty P_U  entropy P_E
+======  ========================  ===============  ======================
+mbpo    world model's mean        none             none
+mopo    world model's mean        ensemble         none
+dorl    world model's mean        ensemble         successors in the logs
+roler   nearest users' rewards    nearest users    successors in the logs
+counts  world model's mean        ratings seen     none
+======  ========================  ===============  ======================
 
 The members of this world model's ensemble predict no variance of their own, so the largest
 predicted variance, which MOPO and DORL subtract, does not exist here; the spread between the
@@ -33,6 +34,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ilrec_sb3.ilrec.heads import doubt
 from ilrec_sb3.model_based.neighbours import nearest_users, neighbour_rewards, neighbour_weights
 from ilrec_sb3.model_based.successors import SuccessorEntropy
 from recsim_env.dynamics import Dynamics, RewardModel, State
@@ -42,6 +44,7 @@ from recsim_env.settings import from_mapping
 
 __all__ = [
     "REWARD_MODELS",
+    "CountsConfig",
     "DORLConfig",
     "MBPOConfig",
     "MOPOConfig",
@@ -76,6 +79,21 @@ class MOPOConfig:
         uncertainty: Stars taken off for each squared star of spread; raising it keeps the learner
             to what the ensemble agrees on, 0 to 10. Published recommenders use 0.01 to 0.05 on
             their own world models' variances, which are larger.
+    """
+
+    uncertainty: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _check_weights(self, "uncertainty")
+
+
+@dataclass(frozen=True)
+class CountsConfig:
+    """What ILRec's ``pessimism`` takes off, for any other algorithm.
+
+    Attributes:
+        uncertainty: Stars for each unit of `ilrec_sb3.ilrec.heads.doubt`; 0.5 to 2 is usual.
     """
 
     uncertainty: float = 1.0
@@ -151,13 +169,14 @@ class ROLeRConfig:
             )
 
 
-Config = MBPOConfig | MOPOConfig | DORLConfig | ROLeRConfig
+Config = MBPOConfig | MOPOConfig | DORLConfig | ROLeRConfig | CountsConfig
 
 REWARD_MODELS: dict[str, type[Config]] = {
     "mbpo": MBPOConfig,
     "mopo": MOPOConfig,
     "dorl": DORLConfig,
     "roler": ROLeRConfig,
+    "counts": CountsConfig,
 }
 """Settings of each reward model, by name."""
 
@@ -277,6 +296,19 @@ class _Predicted:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """Rewards of the world model less the doubt in each item; see `PenalisedReward`."""
+
+    prepared: Prepared
+    support: FloatArray
+    uncertainty: float
+
+    def __call__(self, users: IntArray, histories: list[IntArray] | None) -> FloatArray:
+        rows = self.prepared.train_model.rows(users, histories)
+        return penalised_reward(rows, doubt(self.support), uncertainty_weight=self.uncertainty)
+
+
 class _FromNeighbours:
     """Rewards of the nearest users less their uncertainty; see `PenalisedReward`.
 
@@ -318,7 +350,7 @@ def reward_model(name: str, dynamics: Dynamics, **settings: Any) -> RewardModel:
     disagreement tells nothing: the uncertainty of MOPO and DORL is 0, and a warning says so.
 
     Args:
-        name: ``"mbpo"``, ``"mopo"``, ``"dorl"`` or ``"roler"``.
+        name: ``"mbpo"``, ``"mopo"``, ``"dorl"``, ``"roler"`` or ``"counts"``.
         dynamics: Where it will be used, as ``dynamics.with_reward_model(...)``.
         **settings: Fields of the method's settings, see `REWARD_MODELS`.
 
@@ -329,9 +361,11 @@ def reward_model(name: str, dynamics: Dynamics, **settings: Any) -> RewardModel:
         raise DataError(f"There is no reward model {name!r}; {near_miss(name, REWARD_MODELS)}.")
     config: Config = from_mapping(REWARD_MODELS[name], settings)
     prepared = dynamics.prepared
-    rows: _Predicted | _FromNeighbours
+    rows: _Predicted | _FromNeighbours | _Counted
     if isinstance(config, ROLeRConfig):
         rows = _FromNeighbours(prepared, config)
+    elif isinstance(config, CountsConfig):
+        rows = _Counted(prepared, dynamics.support, config.uncertainty)
     else:
         rows = _Predicted(prepared, getattr(config, "uncertainty", 0.0))
         if rows.uncertainty > 0 and prepared.train_model.variance_fit[0] == 0:
@@ -356,7 +390,7 @@ def _full_name(name: str, settings: Mapping[str, Any]) -> str:
     return f"{name} {json.dumps(settings, sort_keys=True)}" if settings else name
 
 
-def _check_weights(config: MOPOConfig | DORLConfig | ROLeRConfig, *names: str) -> None:
+def _check_weights(config: Config, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not 0 <= value < np.inf:
