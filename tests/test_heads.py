@@ -7,6 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
+from ilrec_sb3.ilrec import heads as heads_module
 from ilrec_sb3.ilrec.heads import N_CLASSES, N_COUNTS, CrossNet, ItemScorer, nearness_classes
 from recsim_env import Dynamics, Prepared, RecVectorEnv
 from recsim_env.dynamics import State
@@ -151,28 +152,39 @@ def test_nearness_is_that_of_the_nearest_of_the_last_items(near: tuple[Dynamics,
         th.testing.assert_close(whole.gather(1, actions), pair)
 
 
+@pytest.mark.parametrize("most_paired", [0, 1_000])
 def test_scores_with_nearness_agree_with_pairs_and_expectations(
-    near: tuple[Dynamics, State],
+    near: tuple[Dynamics, State], most_paired: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dynamics, state = near
+    monkeypatch.setattr(heads_module, "_MOST_PAIRED", most_paired)
     th.manual_seed(0)
     cross = CrossNet(dynamics.item_context)
     flat = th.from_numpy(dynamics.observe(state))
     scorer = ItemScorer(flat.shape[1], cross, 1, (16,), 8, nn.ReLU, 10.0)
     with th.no_grad():
         scorer.heads[0][-1].weight *= 100.0
-        scorer.after.normal_()
+        if scorer.pair_table is None:
+            scorer.after.normal_()
+        else:
+            scorer.pair_table.weight[1:].normal_()
     heads = scorer.coefficients(cross.scaled(flat), flat, cross)
     crossed = cross(flat)
     assert heads[0].table.shape == (3, N_COUNTS + 2 * N_CLASSES)
     matrix = scorer.scores(heads[0], crossed, cross)
     plain = scorer.scores(heads[0], crossed[:1], cross)
+    assert (heads[0].followed is None) == (most_paired == 0)
     by_hand = plain[2, 6] + heads[0].table[2, N_COUNTS + 7] + heads[0].table[2, N_COUNTS + 15]
     th.testing.assert_close(matrix[2, 6], by_hand)
     # items 8, 7 and 6 came before in session 2, and none in session 0
-    learned = 10.0 * scorer.before.weight[[9, 8, 7]].sum(0) @ scorer.after[6]
     with th.no_grad():
-        scorer.after[6] = 0.0
+        if scorer.pair_table is None:
+            learned = 10.0 * scorer.before.weight[[9, 8, 7]].sum(0) @ scorer.after[6]
+            scorer.after[6] = 0.0
+        else:
+            learned = 100.0 * scorer.pair_table.weight[[9, 8, 7], 6].sum()
+            scorer.pair_table.weight[:, 6] = 0.0
+    heads = scorer.coefficients(cross.scaled(flat), flat, cross)
     unlearned = scorer.scores(heads[0], crossed, cross)
     th.testing.assert_close(matrix[2, 6] - unlearned[2, 6], learned, atol=1e-3, rtol=1e-3)
     th.testing.assert_close(matrix[0, 6], unlearned[0, 6])
@@ -183,3 +195,28 @@ def test_scores_with_nearness_agree_with_pairs_and_expectations(
     probs = th.softmax(th.randn(3, dynamics.n_items), 1)
     expected = scorer.expected(heads, probs, crossed, cross)
     th.testing.assert_close(expected[0], (probs * matrix).sum(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("most_paired", [0, 1_000])
+def test_only_the_heads_that_are_told_learn_of_pairs(
+    near: tuple[Dynamics, State], most_paired: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dynamics, state = near
+    monkeypatch.setattr(heads_module, "_MOST_PAIRED", most_paired)
+    th.manual_seed(0)
+    cross = CrossNet(dynamics.item_context)
+    flat = th.from_numpy(dynamics.observe(state))
+    scorer = ItemScorer(flat.shape[1], cross, 2, (16,), 8, nn.ReLU, 1.0, pair_heads=(1,))
+    crossed, before = cross(flat), []
+    for learned in (False, True):
+        if learned:
+            with th.no_grad():
+                if scorer.pair_table is None:
+                    scorer.after += 1.0
+                else:
+                    scorer.pair_table.weight[1:] += 1.0
+        heads = scorer.coefficients(cross.scaled(flat), flat, cross)
+        before.append([scorer.scores(head, crossed, cross) for head in heads])
+    th.testing.assert_close(before[0][0], before[1][0])
+    th.testing.assert_close(before[0][1][0], before[1][1][0])  # nothing was shown yet
+    assert (before[0][1][1:] != before[1][1][1:]).any(dim=1).all()

@@ -10,11 +10,12 @@ train world model predicts, and k_1(s, a) the largest count, in the window of th
 among the categories of a. Where observations tell the last items, k_2 and k_3 say how near a comes
 to any of them, in the space of text embeddings and in that of predicted rewards, as one of a few
 classes, and the last sum goes over these items i, with learned vectors p and q of E numbers: which
-item does not go after which can be learned by name where no feature shows it. r and the k_j are the
-state-item cross features. They say nothing about the rule
-(where it bites is learned, one number of T for each count or class), but they put what it depends
-on within reach. All follow from the observation, so they exist for replayed states too, and are
-shared by the actor and all critics.
+item does not go after which can be learned by name where no feature shows it. In catalogues of up
+to 1,000 items a learned table of all pairs takes the place of the products p(i) . q(a), since such
+relations are of no low rank. r and the k_j are the state-item cross features. They say nothing
+about the rule (where it bites is learned, one number of T for each count or class), but they put
+what it depends on within reach. All follow from the observation, so they exist for replayed states
+too, and are shared by the actor and all critics.
 
 r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first
 and the third term are one matrix product. In the expectation of the score over a policy, that
@@ -26,7 +27,7 @@ product is with the items' mean columns, which all critics share:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,10 @@ N_CLASSES = 8
 """Classes of nearness: 0 where nothing was shown yet or for the far half of all pairs of items, the
 last for an item and itself."""
 _PAIR_DIM = 16  # E
+_MOST_PAIRED = 1_000  # items: a larger table of all pairs would cost more than the rest of a step
+_PAIR_STEP = 10.0
+"""What entries of the table of pairs are multiplied by. Adam moves a number by about a learning
+rate at each visit, and most pairs are met a few times only."""
 _NEAR = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Shares of all pairs of items below which the classes from 1 on begin."""
 
@@ -232,10 +237,13 @@ class Coefficients(NamedTuple):
     Attributes:
         weights: (B, D + K + 1 + E), factors of the items' columns.
         table: (B, sum of `CrossNet.sizes`), the T_j(s) side by side.
+        followed: (B, n) what the last items say about each item by name, the same for all heads
+            that learn of pairs; None where p and q say it, or nothing does.
     """
 
     weights: th.Tensor
     table: th.Tensor
+    followed: th.Tensor | None = None
 
 
 def _looked_up(table: th.Tensor, crossed: Sequence[th.Tensor]) -> th.Tensor:
@@ -260,6 +268,7 @@ class ItemScorer(nn.Module):
         dim: Width D of f and g.
         activation: Of the state networks.
         scale: What the scores are multiplied by; the usual size of what they stand for.
+        pair_heads: Which heads learn of pairs of items; None: all.
     """
 
     def __init__(
@@ -271,9 +280,11 @@ class ItemScorer(nn.Module):
         dim: int,
         activation: type[nn.Module],
         scale: float,
+        pair_heads: Collection[int] | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.pair_heads = set(range(n_heads) if pair_heads is None else pair_heads)
         self.scale = scale
         width = hidden[-1] if hidden else n_features
         self.table_size = sum(cross.sizes)
@@ -284,13 +295,21 @@ class ItemScorer(nn.Module):
             for _ in range(n_heads)
         )
         self.item = nn.Linear(cross.features.shape[1], dim + 1)  # g(a), b(a)
-        self.pair_dim = _PAIR_DIM if cross.n_recent else 0
+        paired = bool(cross.n_recent) and cross.n_items <= _MOST_PAIRED
+        self.pair_table = (
+            nn.EmbeddingBag(cross.n_items + 1, cross.n_items, mode="sum", padding_idx=0)
+            if paired
+            else None
+        )
+        self.pair_dim = _PAIR_DIM if cross.n_recent and not paired else 0
         if self.pair_dim:
             self.before = nn.EmbeddingBag(
                 cross.n_items + 1, self.pair_dim, mode="sum", padding_idx=0
             )  # p
             self.after = nn.Parameter(th.zeros(cross.n_items, self.pair_dim))  # q
         with th.no_grad():
+            if self.pair_table is not None:
+                self.pair_table.weight.zero_()
             if self.pair_dim:
                 self.before.weight[1:].normal_(std=self.pair_dim**-0.5)
             for head in self.heads:
@@ -310,14 +329,19 @@ class ItemScorer(nn.Module):
             cross: The cross features.
         """
         user = cross.user(flat)
-        pairs = [self.before(cross.recent(flat))] if self.pair_dim else []
+        before = self.before(cross.recent(flat)) if self.pair_dim else None
+        followed = None
+        if self.pair_table is not None:
+            followed = _PAIR_STEP * self.scale * self.pair_table(cross.recent(flat))
         result = []
-        for head in self.heads:
+        for number, head in enumerate(self.heads):
+            learns = number in self.pair_heads
+            pairs = [] if before is None else [before if learns else th.zeros_like(before)]
             f, slope, table, level = head(features).split([self.dim, 1, self.table_size, 1], dim=1)
             weights = self.scale * th.cat([f, slope * user, *pairs], dim=1)
             # every item has one count, so the level of the state goes with the counts' table
             table = th.cat([table[:, :N_COUNTS] + level, table[:, N_COUNTS:]], dim=1)
-            result.append(Coefficients(weights, self.scale * table))
+            result.append(Coefficients(weights, self.scale * table, followed if learns else None))
         return result
 
     def columns(
@@ -337,7 +361,8 @@ class ItemScorer(nn.Module):
     ) -> th.Tensor:
         """Returns (B, n) scores of one head; ``crossed`` as `CrossNet` gives it."""
         columns, bias = self.columns(cross)
-        return th.addmm(bias, head.weights, columns.T) + _looked_up(head.table, crossed)
+        scores = th.addmm(bias, head.weights, columns.T) + _looked_up(head.table, crossed)
+        return scores if head.followed is None else scores + head.followed
 
     def pairs(
         self,
@@ -355,10 +380,13 @@ class ItemScorer(nn.Module):
             cross: The cross features.
         """
         columns, bias = self.columns(cross, items[:, 0])
-        return [
-            (head.weights * columns).sum(1) + bias + _looked_up(head.table, crossed)[:, 0]
-            for head in heads
-        ]
+        found = []
+        for head in heads:
+            scores = (head.weights * columns).sum(1) + bias + _looked_up(head.table, crossed)[:, 0]
+            if head.followed is not None:
+                scores = scores + head.followed.gather(1, items)[:, 0]
+            found.append(scores)
+        return found
 
     def expected(
         self,
@@ -370,14 +398,14 @@ class ItemScorer(nn.Module):
         """Returns (n_heads, B) expected scores under (B, n) probabilities."""
         columns, bias = self.columns(cross)
         mean = probs @ th.cat([columns, bias[:, None]], dim=1)
-        return th.stack(
-            [
-                (head.weights * mean[:, :-1]).sum(1)
-                + mean[:, -1]
-                + (probs * _looked_up(head.table, crossed)).sum(1)
-                for head in heads
-            ]
-        )
+        found = []
+        for head in heads:
+            of_items = _looked_up(head.table, crossed)
+            if head.followed is not None:
+                of_items = of_items + head.followed
+            level = mean[:, -1] + (probs * of_items).sum(1)
+            found.append((head.weights * mean[:, :-1]).sum(1) + level)
+        return th.stack(found)
 
 
 class PlainScorer(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +33,16 @@ class _Network(nn.Module):
         n_heads: How many scores each action gets.
         policy: Whose spaces, extractor and layer sizes to use.
         scale: See the scorers.
+        pair_heads: See `ItemScorer`.
     """
 
-    def __init__(self, n_heads: int, policy: ILRecPolicy, scale: float) -> None:
+    def __init__(
+        self,
+        n_heads: int,
+        policy: ILRecPolicy,
+        scale: float,
+        pair_heads: Collection[int] | None = None,
+    ) -> None:
         super().__init__()
         self.flat = policy.flat
         self.space = policy.observation_space
@@ -47,7 +54,7 @@ class _Network(nn.Module):
         self.scorer: ItemScorer | PlainScorer
         if policy.cross is not None:
             self.scorer = ItemScorer(
-                width, policy.cross, n_heads, arch, policy.item_dim, activation, scale
+                width, policy.cross, n_heads, arch, policy.item_dim, activation, scale, pair_heads
             )
         else:
             n_actions = int(policy.action_space.n)  # type: ignore[attr-defined]
@@ -183,7 +190,8 @@ class ILRecPolicy(BasePolicy):
         options = self.optimizer_kwargs
         rate = lr_schedule(1)
         if self.decomposed:
-            self.outcome = _Network(2, self, 1.0)
+            # what goes after what decides about ends, not about rewards
+            self.outcome = _Network(2, self, 1.0, pair_heads=(1,))
             self.outcome_optimizer = self.optimizer_class(
                 self.outcome.parameters(),
                 lr=rate,  # type: ignore[call-arg]
@@ -341,6 +349,7 @@ class ILRecPolicy(BasePolicy):
             chosen = Coefficients(
                 th.stack([head.weights for head in heads])[least, rows],
                 th.stack([head.table for head in heads])[least, rows],
+                heads[0].followed,
             )
             values = scorer.scores(chosen, crossed, self.cross)
         if outcomes is None:
