@@ -1,0 +1,455 @@
+"""Causal language models that an environment is made of: loaded, or small and trained from scratch.
+
+Any model of transformers goes. Where no weights can be had, `small_language_model` makes a model
+of Mistral's architecture out of a catalogue's own text. It knows that text and nothing of the
+world.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from tqdm import tqdm
+
+from llm_expert.environment.prompts import POSITIONS
+from llm_expert.environment.trees import plant, tree_mask
+from llm_expert.errors import ModelSpecError
+from recsim_env.artefacts import key, write_folder
+from recsim_env.errors import DataError
+
+__all__ = [
+    "LanguageModel",
+    "SmallModelConfig",
+    "load_language_model",
+    "small_language_model",
+]
+
+_PADDING, _START, _END = "<pad>", "<s>", "</s>"
+_ANCHOR = "x"
+"""What stands before a text that is encoded as a continuation."""
+_CLOSE = 0.02
+"""Largest difference, as a share of the largest number, at which two ways count as one."""
+
+
+class LanguageModel:
+    """A frozen causal language model and its tokenizer.
+
+    Args:
+        model: A transformers model with an output layer over the vocabulary.
+        tokenizer: Its tokenizer.
+        name: What it was loaded from, for messages.
+
+    Attributes:
+        start: The tokens that begin every prompt, one or none.
+        fingerprint: Of the weights, the number type and the tokenizer; equal for two loads of the
+            same model.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        from llm_expert.embedders import CausalLMEmbedder
+
+        self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
+        begins = tokenizer.bos_token_id
+        self.start: list[int] = [] if begins is None else [int(begins)]
+        identity = json.loads(CausalLMEmbedder(model, tokenizer, source=name).identity)
+        self.fingerprint = key(sha256=identity["sha256"], dtype=str(self.dtype))
+        self.adapted: Any = None
+        """The model inside peft's wrapper, once an adapter has been added."""
+
+    def __repr__(self) -> str:
+        """Returns sizes, not weights."""
+        return (
+            f"LanguageModel({self.name!r}, {type(self.model).__name__}, hidden={self.hidden_size}, "
+            f"vocabulary={self.vocabulary}, {self.dtype}, {self.device})"
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of a token's embedding and of a hidden state."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the token embeddings, V."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> th.device:
+        """Where the token embeddings are, and inputs go."""
+        device: th.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> th.dtype:
+        """Type of the weights."""
+        dtype: th.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    def token_ids(self, text: str, most: int | None = None) -> list[int]:
+        """Returns the tokens of a text, none of them special, whatever the text says.
+
+        Args:
+            text: The text.
+            most: How many are kept; None keeps all.
+        """
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
+        return ids[:most]
+
+    def continuation(self, text: str, most: int | None = None) -> list[int]:
+        """Returns the tokens of a text that goes on after something else.
+
+        Tokenizers in the manner of SentencePiece put a space before what they take for the
+        beginning of a text.
+
+        Args:
+            text: The text, with its leading space if there is one.
+            most: How many are kept; None keeps all.
+        """
+        anchor = self.token_ids(_ANCHOR)
+        ids = self.token_ids(_ANCHOR + text)
+        if ids[: len(anchor)] == anchor:
+            return ids[len(anchor) :][:most]
+        return self.token_ids(text, most)
+
+    def embed(self, ids: th.Tensor) -> th.Tensor:
+        """Returns the token embeddings.
+
+        Args:
+            ids: (...) int64 tokens.
+
+        Returns:
+            (..., h) in the model's type.
+        """
+        embeddings: th.Tensor = self.model.get_input_embeddings()(ids.to(self.device))
+        return embeddings
+
+    def hidden(
+        self,
+        embeddings_BTh: th.Tensor,
+        mask_B1TT: th.Tensor | None = None,
+        positions_BT: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """Runs the layers below the output layer.
+
+        Args:
+            embeddings_BTh: (B, T, h) inputs; padding stands on the right.
+            mask_B1TT: Added to the attention scores; None: every place sees those before it.
+            positions_BT: Positions in the text; None: 0 to T - 1. Given with the mask.
+
+        Returns:
+            (B, T, h), the last hidden states.
+        """
+        given: dict[str, Any] = {}
+        if mask_B1TT is not None:
+            given = {"attention_mask": mask_B1TT, "position_ids": positions_BT}
+        states: th.Tensor = self.model.base_model(
+            inputs_embeds=embeddings_BTh, use_cache=False, **given
+        ).last_hidden_state
+        return states
+
+    def logits(self, states: th.Tensor, tokens: Sequence[int] | None = None) -> th.Tensor:
+        """Returns what the output layer gives, for the whole vocabulary or for some tokens.
+
+        Args:
+            states: (..., h) last hidden states.
+            tokens: n tokens; None takes all.
+
+        Returns:
+            (..., V) or (..., n) float32.
+        """
+        layer = self.model.get_output_embeddings()
+        if tokens is None:
+            scores: th.Tensor = layer(states)
+            return scores.float()
+        rows = th.tensor(list(tokens), device=layer.weight.device)
+        bias = getattr(layer, "bias", None)
+        chosen = th.nn.functional.linear(
+            states, layer.weight[rows], None if bias is None else bias[rows]
+        )
+        return chosen.float()
+
+    @cached_property
+    def takes_trees(self) -> bool:
+        """Whether several continuations of a prompt can share one row (see `trees`).
+
+        It is tried out: some models know no mask of this shape, others count positions themselves.
+        """
+        prefix, branches = [1, 2, 3], [[4, 5], [6, 7]]
+        forest = plant([prefix], [branches])
+        segments, codes, positions, ends = (
+            th.from_numpy(array).to(self.device)
+            for array in (forest.segments, forest.codes, forest.positions, forest.ends)
+        )
+        with th.inference_mode():
+            alone = th.cat(
+                [
+                    self.hidden(self.embed(th.tensor([prefix + branch])))[:, -1]
+                    for branch in branches
+                ]
+            )
+            try:
+                mask = tree_mask(segments, self.dtype)
+                shared = self.hidden(self.embed(codes), mask, positions)[0, ends[0, 1:]]
+            except (TypeError, ValueError, RuntimeError, IndexError):
+                return False
+        difference = (shared.float() - alone.float()).abs().max()
+        return bool(difference <= _CLOSE * alone.float().abs().max())
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the model and its tokenizer as transformers does, whole or not at all.
+
+        Adapters are left out.
+
+        Args:
+            folder: Where to; a folder that is there is replaced.
+
+        Returns:
+            The folder.
+        """
+
+        def write(target: Path) -> None:
+            state = {
+                name.replace(".base_layer", ""): tensor
+                for name, tensor in self.model.state_dict().items()
+                if ".lora_" not in name
+            }
+            self.model.save_pretrained(target, state_dict=state)
+            self.tokenizer.save_pretrained(target)
+
+        return write_folder(folder, write)
+
+
+def load_language_model(
+    name: str | Path, *, device: str | None = None, dtype: str | th.dtype | None = None
+) -> LanguageModel:
+    """Loads a causal language model of Hugging Face.
+
+    Args:
+        name: Folder, or name on the hub, such as "mistralai/Mistral-7B-v0.1".
+        device: For example "cuda:0"; "auto" spreads the layers over all GPUs; None takes a GPU if
+            there is one.
+        dtype: For example "bfloat16"; None: as the weights were published on a GPU, which is half
+            precision for the large ones, and float32 elsewhere.
+
+    Raises:
+        ModelSpecError: transformers is missing, or there is no such model, device or type.
+    """
+    from llm_expert.local import load_causal_lm
+
+    wanted = getattr(th, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(wanted, th.dtype) and wanted.is_floating_point):
+        raise ModelSpecError(
+            f"dtype={dtype!r} came for the model {name}, expected a floating-point type of torch, "
+            'such as "bfloat16", "float16" or "float32".'
+        )
+    spread = device == "auto"
+    model, tokenizer = load_causal_lm(name, "cpu" if spread else device)
+    if wanted is not None:
+        model = model.to(wanted)
+    if spread and th.cuda.is_available():
+        model = _over_all_gpus(model if wanted is not None else model.to(th.bfloat16))
+    return LanguageModel(model, tokenizer, str(name))
+
+
+def _over_all_gpus(model: Any) -> Any:
+    """Returns the model with its layers spread over the GPUs, and the CPU where they are full."""
+    accelerate: Any = importlib.import_module("accelerate")  # it has no type hints
+
+    whole = getattr(model, "_no_split_modules", None)
+    places = accelerate.infer_auto_device_map(model, no_split_module_classes=whole)
+    return accelerate.dispatch_model(model, places)
+
+
+@dataclass(frozen=True)
+class SmallModelConfig:
+    """Sizes of the small model and how it is trained.
+
+    Attributes:
+        vocabulary: Tokens; raising it makes texts shorter and the output layer slower.
+        hidden: Size of the embeddings and of a state of the environment.
+        layers: Blocks of attention and feed-forward network.
+        heads: Attention heads; `hidden` is a multiple.
+        key_value_heads: Heads of keys and values; `heads` is a multiple.
+        intermediate: Size of the feed-forward networks.
+        max_length: Most tokens of a text.
+        block: Tokens of a row in training, texts packed one after the other.
+        batch_size: Rows in a step.
+        epochs: Passes over the texts.
+        learning_rate: Highest step size of AdamW; it rises over the first 5 % of the steps and
+            falls to a tenth along half a cosine.
+        weight_decay: Of AdamW.
+    """
+
+    vocabulary: int = 3000
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    intermediate: int = 256
+    max_length: int = 512
+    block: int = 128
+    batch_size: int = 16
+    epochs: int = 4
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("layers", "intermediate", "block", "batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise DataError(
+                    f"SmallModelConfig.{name} is {getattr(self, name)}, expected at least 1."
+                )
+        if self.vocabulary < 400:
+            raise DataError(
+                f"SmallModelConfig.vocabulary is {self.vocabulary}, expected at least 400, since "
+                "259 go to single bytes and special tokens."
+            )
+        for name, of in (("heads", "hidden"), ("key_value_heads", "heads")):
+            if getattr(self, name) < 1 or getattr(self, of) % getattr(self, name):
+                raise DataError(
+                    f"SmallModelConfig.{name} is {getattr(self, name)}, expected a divisor of "
+                    f"{of}={getattr(self, of)}."
+                )
+
+
+def small_language_model(
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    config: SmallModelConfig | None = None,
+    progress: bool = True,
+) -> LanguageModel:
+    """Trains a tokenizer and a small model of Mistral's architecture on texts, from scratch.
+
+    Input and output embeddings are shared, unlike Mistral's, which makes a model of this size
+    smaller by a quarter or so.
+
+    Args:
+        texts: Of a catalogue, and sentences such as `practice_sentences` gives, lest the words of
+            the prompts be unknown.
+        seed: Of the initial weights and the order of the texts.
+        config: Sizes; None takes the default.
+        progress: Shows a progress bar.
+
+    Raises:
+        DataError: There are no texts.
+        ModelSpecError: transformers is missing.
+    """
+    config = config or SmallModelConfig()
+    if not any(text.strip() for text in texts):
+        raise DataError(
+            f"{len(texts)} texts without a word came, expected those of a catalogue: give the "
+            "texts of SequenceData."
+        )
+    try:
+        from transformers import MistralConfig, MistralForCausalLM
+    except ImportError as error:
+        raise ModelSpecError(
+            "A small language model needs the package transformers, which cannot be imported: "
+            "pip install 'ilrec[local]'"
+        ) from error
+    tokenizer = _train_tokenizer(texts, config.vocabulary)
+    settings = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden,
+        intermediate_size=config.intermediate,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_value_heads,
+        max_position_embeddings=config.max_length,
+        sliding_window=None,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        model: Any = MistralForCausalLM(settings)
+    _pretrain(model, tokenizer, texts, config, np.random.default_rng(seed), progress)
+    return LanguageModel(model, tokenizer, "small")
+
+
+def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """Returns a byte-level byte-pair tokenizer in transformers' wrapper."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = list(texts)
+    # Often enough for each position word to become a token, even in a small vocabulary.
+    drilled = [f" {word}" for word in POSITIONS] * (len(texts) + 1000)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[_PADDING, _START, _END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*texts, *drilled], trainer)
+    made: Any = PreTrainedTokenizerFast
+    return made(tokenizer_object=backend, pad_token=_PADDING, bos_token=_START, eos_token=_END)
+
+
+def _pretrain(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    config: SmallModelConfig,
+    rng: np.random.Generator,
+    progress: bool,
+) -> None:
+    """Trains the model to continue the texts, which are packed into rows of one length."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+    rows = [
+        np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id], np.int64)
+        for ids in encoded["input_ids"]
+    ]
+    width = config.block + 1
+    n_blocks = max(1, sum(map(len, rows)) // width)
+    steps_each = -(-n_blocks // config.batch_size)
+    n_steps = steps_each * config.epochs
+    optimiser = th.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+    )
+    schedule = th.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps))
+    model.train()
+    with tqdm(total=n_steps, desc="small language model", unit="step", disable=not progress) as bar:
+        for _ in range(config.epochs):
+            stream = np.concatenate([rows[number] for number in rng.permutation(len(rows))])
+            stream = np.resize(stream, n_blocks * width)
+            blocks = th.from_numpy(stream.reshape(n_blocks, width))
+            for batch in blocks.split(config.batch_size):
+                logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+                loss = th.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                schedule.step()
+                bar.update()
+                bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+
+
+def _rate(step: int, n_steps: int) -> float:
+    """Returns the share of the learning rate in a step."""
+    rising = max(1, n_steps // 20)
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, n_steps - rising)
+    return 0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
