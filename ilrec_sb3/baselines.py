@@ -42,6 +42,7 @@ import stable_baselines3
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from ilrec_sb3.arguments import arguments_of, check_arguments
 from ilrec_sb3.common.item_algorithms import with_items
 from ilrec_sb3.common.vec_env import RecVecEnv
 from ilrec_sb3.double_dqn import DoubleDQN
@@ -57,6 +58,7 @@ __all__ = [
     "OFFLINE",
     "REWARDS",
     "Algorithm",
+    "check_settings",
     "find_algorithm",
     "load_model",
     "make_model",
@@ -69,6 +71,10 @@ REWARDS = ("mbpo", "mopo", "dorl", "roler", "counts")
 """Names after ``@``."""
 
 _CONTINUOUS = {"DDPG", "SAC", "TD3", "TQC", "CrossQ"}
+_OF_MAKE_MODEL = ("policy", "env", "seed", "device")
+"""Arguments of an algorithm that are no settings."""
+_OF_ALGORITHM = ("observation_space", "action_space", "lr_schedule")
+"""Arguments of a policy that its algorithm gives it."""
 
 
 @dataclass(frozen=True)
@@ -269,14 +275,56 @@ def _sessions(chosen: Algorithm, dynamics: Dynamics) -> RecVecEnv:
     return RecVecEnv(RecVectorEnv(chosen.n_sessions, dynamics=dynamics))
 
 
+def _model_based() -> Any:
+    return importlib.import_module("ilrec_sb3.model_based")
+
+
+def _reward_settings(reward: str) -> type:
+    kind: type = _model_based().REWARD_MODELS[reward]
+    return kind
+
+
 def _with_reward(
     chosen: Algorithm, dynamics: Dynamics, settings: Mapping[str, Any] | None = None
 ) -> Dynamics:
     if chosen.reward is None:
         return dynamics
-    module = importlib.import_module("ilrec_sb3.model_based")
-    model = module.reward_model(chosen.reward, dynamics, **(settings or {}))
+    model = _model_based().reward_model(chosen.reward, dynamics, **(settings or {}))
     return dynamics.with_reward_model(model)
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that an algorithm does not have, or that are not of their type.
+
+    What is out of its range is for the constructors to say.
+
+    Args:
+        name: See `find_algorithm`.
+        settings: As in `make_model`.
+
+    Raises:
+        DataError: The algorithm or one of the settings is not known, or has a value of another
+            type.
+    """
+    chosen = find_algorithm(name)
+    known = {**_without(arguments_of(chosen.kind), _OF_MAKE_MODEL), "n_sessions": int}
+    parts = {"policy_kwargs": chosen.kind.policy_aliases["MlpPolicy"]}
+    if chosen.reward is not None:
+        known["reward_model"] = Mapping[str, Any]
+        parts["reward_model"] = _reward_settings(chosen.reward)
+    elif "reward_model" in settings:
+        raise DataError(
+            f"The setting 'reward_model' came, which {name} does not have: leave it out, or write "
+            f"{name}@dorl, say."
+        )
+    check_arguments(name, settings, known)
+    for part, kind in parts.items():
+        inner = _without(arguments_of(kind), _OF_ALGORITHM)
+        check_arguments(f"{name}, {part}", settings.get(part) or {}, inner)
+
+
+def _without(known: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: hint for name, hint in known.items() if name not in names}
 
 
 def make_model(
@@ -304,30 +352,28 @@ def make_model(
         DataError: The algorithm or one of the settings is not known.
     """
     chosen = find_algorithm(name)
-    options: dict[str, Any] = {**chosen.settings, **(settings or {})}
+    given = dict(settings or {})
+    check_settings(name, given)
+    options: dict[str, Any] = {**chosen.settings, **given}
     if "policy_kwargs" in chosen.settings:
-        added = options["policy_kwargs"]
+        added = options["policy_kwargs"] or {}
         options["policy_kwargs"] = {**chosen.settings["policy_kwargs"], **added}
     chosen = replace(chosen, n_sessions=int(options.pop("n_sessions", chosen.n_sessions)))
-    rewards = options.pop("reward_model", None)
-    if rewards is not None and chosen.reward is None:
-        raise DataError(
-            f"Settings of a reward model came for {name}, which has none: write {name}@dorl, say."
-        )
+    env = _sessions(chosen, _with_reward(chosen, dynamics, options.pop("reward_model", None)))
     if chosen.demonstrated:
         options.setdefault("demonstrations", demonstrations)
     try:
         return chosen.kind(
-            policy="MlpPolicy",
-            env=_sessions(chosen, _with_reward(chosen, dynamics, rewards)),
-            seed=seed,
-            device=device or chosen.device,
-            **options,
+            policy="MlpPolicy", env=env, seed=seed, device=device or chosen.device, **options
         )
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
+        if not given or isinstance(error, DataError):
+            raise
+        said = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{name} does not take the settings {sorted(settings or {})} ({error}): see its "
-            "constructor for those that there are."
+            f"{name} cannot be made with {said} ({reason.rstrip('.')}): change these settings, or "
+            "leave them out."
         ) from error
 
 

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 
 from ilrec_sb3.baselines import find_algorithm, make_model, save_model
+from ilrec_sb3.common.callbacks import BetweenRollouts
 from ilrec_sb3.evaluation import as_planner, can_play, replay_sessions, takes_shown_away
 from recsim_env import artefacts, planners
 from recsim_env.dynamics import Dynamics, State
@@ -105,6 +105,8 @@ class CellResult:
         episodes: Sessions by test mode; "" where there is only one.
         code: Hash of the package's code that made it.
         failed: One line where the cell failed.
+        curve_seconds: Of training until each point of ``curve``, counted as ``seconds`` are; empty
+            in cells of before they were kept.
     """
 
     environment: str
@@ -120,6 +122,7 @@ class CellResult:
     episodes: Mapping[str, Episodes]
     code: str
     failed: str | None = None
+    curve_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,11 +189,11 @@ class Task:
         return artefacts.key(**{name: v for name, v in values.items() if name not in shown})
 
 
-class CurveCallback(BaseCallback):
+class CurveCallback(BetweenRollouts):
     """Evaluates a model on a few fixed test sessions along its training.
 
-    It does so between two rollouts; where an algorithm has none, as offline ones, between two
-    steps.
+    Its clock, which leaves the evaluations out, starts when it is made: what comes before the first
+    step, such as a warm start, is in the seconds of the first point.
 
     Args:
         dynamics: Where to evaluate.
@@ -216,33 +219,19 @@ class CurveCallback(BaseCallback):
         self.seed = seed
         self.deterministic = deterministic
         self.curve: list[tuple[int, float]] = []
+        self.curve_seconds: list[float] = []
         self.seconds = 0.0
-        self._next = 0
-        self._has_rollouts = False
-
-    def _on_training_start(self) -> None:
-        self._evaluate_if_due()
-
-    def _on_step(self) -> bool:
-        if not self._has_rollouts:
-            self._evaluate_if_due()
-        return True
-
-    def _on_rollout_start(self) -> None:
-        self._has_rollouts = True
-        self._evaluate_if_due()
+        self._made_at = time.perf_counter()
 
     def _on_training_end(self) -> None:
         if not self.curve or self.curve[-1][0] != self.num_timesteps:
-            self._evaluate()
+            self.act()
 
-    def _evaluate_if_due(self) -> None:
-        if self.num_timesteps >= self._next:
-            self._evaluate()
-
-    def _evaluate(self) -> None:
+    def act(self) -> None:
+        """Adds a point to the curve."""
         started = time.perf_counter()
-        self._next = (self.num_timesteps // self.every + 1) * self.every
+        self.curve_seconds.append(started - self._made_at - self.seconds)
+        self.next_at = (self.num_timesteps // self.every + 1) * self.every
         planner = as_planner(self.model, self.dynamics, deterministic=self.deterministic)
         played = run_episodes(self.dynamics, planner, self.episodes, self.seed)
         mean = float(played.returns.mean(dtype=np.float64))
@@ -391,6 +380,7 @@ def _train(
         device=task.device,
     )
     as_planner(model, stage.test)  # what cannot play at all fails before it is trained
+    started = time.perf_counter()
     callback = CurveCallback(
         stage.test,
         every=max(1, task.steps // max(task.curve_points, 1)),
@@ -398,7 +388,6 @@ def _train(
         seed=task.evaluation_seed + _CURVE_USERS,
         deterministic=chosen.deterministic,
     )
-    started = time.perf_counter()
     model.learn(task.steps, callback=callback if task.curve_points else None, progress_bar=progress)
     seconds = time.perf_counter() - started - callback.seconds
     played = {
@@ -418,6 +407,7 @@ def _train(
         steps=model.num_timesteps,
         seconds=seconds,
         curve=tuple(callback.curve),
+        curve_seconds=tuple(callback.curve_seconds),
         episodes=played,
     )
     return result, model
@@ -556,6 +546,7 @@ def read_cell(path: Path) -> CellResult:
         **{
             **values,
             "curve": tuple((int(step), float(mean)) for step, mean in values["curve"]),
+            "curve_seconds": tuple(map(float, values.get("curve_seconds", ()))),
             "episodes": {mode: _read_episodes(table, mode) for mode in modes},
         }
     )

@@ -151,6 +151,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     for add in (_add_demo, _add_prepare, _add_train, _add_evaluate, _add_benchmark):
         add(subparsers)
+    about = "recommenders that learn from a language model's feedback"
+    cl.add_later(subparsers, "lea", "ilrec_sb3.lea.commands:add_commands", help=about)
     _plug_in(_COMMANDS, lambda add: add(subparsers))
     commands: dict[str, _Parser] = dict(subparsers.choices)
     return parser, commands
@@ -673,7 +675,11 @@ def _add_benchmark(subparsers: Any) -> None:
         help="make these rows only; * stands for any text",
     )
     parser.add_argument(
-        "--environments", nargs="+", default=[], metavar="NAME", help="make these only"
+        "--environments",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="make it in these only; * stands for any text",
     )
     parser.add_argument(
         "--fresh", action="store_true", help="make what is asked for anew, also where it is there"
@@ -689,8 +695,7 @@ def _add_benchmark(subparsers: Any) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
-    from ilrec_sb3.benchmark import run_benchmark
-    from ilrec_sb3.grid import load_grid
+    from ilrec_sb3.benchmark import load_grid, run_benchmark
 
     result = run_benchmark(
         load_grid(arguments.grid),

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3 import DQN
 from torch.nn import functional as F
+
+from ilrec_sb3.common.gradient_steps import make_gradient_steps
 
 __all__ = ["DoubleDQN", "double_q_target"]
 
@@ -51,31 +52,19 @@ class DoubleDQN(DQN):
             gradient_steps: How many.
             batch_size: Transitions in each.
         """
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        assert self.replay_buffer is not None
-        losses = []
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            discounts = getattr(batch, "discounts", None)
-            with th.no_grad():
-                target = double_q_target(
-                    batch.rewards,
-                    batch.dones,
-                    self.gamma if discounts is None else discounts,
-                    self.q_net(batch.next_observations),
-                    partial(_values, self.q_net_target, batch.next_observations),
-                )
-            predicted = _values(self.q_net, batch.observations, batch.actions.long())
-            loss = F.smooth_l1_loss(predicted, target)
-            losses.append(float(loss.detach()))
-            self.policy.optimizer.zero_grad()
-            loss.backward()
-            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
-        self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/loss", float(np.mean(losses)))
+        make_gradient_steps(self, self._loss, gradient_steps, batch_size, self.max_grad_norm)
+
+    def _loss(self, batch: Any, discounts: th.Tensor | float) -> th.Tensor:
+        with th.no_grad():
+            target = double_q_target(
+                batch.rewards,
+                batch.dones,
+                discounts,
+                self.q_net(batch.next_observations),
+                partial(_values, self.q_net_target, batch.next_observations),
+            )
+        predicted = _values(self.q_net, batch.observations, batch.actions.long())
+        return F.smooth_l1_loss(predicted, target)
 
 
 def _values(network: th.nn.Module, observations: Any, actions: th.Tensor) -> th.Tensor:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from ilrec_sb3.baselines import find_algorithm, make_model
+from ilrec_sb3.baselines import check_settings, find_algorithm, make_model
 from ilrec_sb3.cells import (
     DEMONSTRATIONS,
     EPISODES,
@@ -42,7 +42,7 @@ from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError
 from recsim_env.planners import Planner
 from recsim_env.prepare import Prepared, prepare
-from recsim_env.settings import from_mapping
+from recsim_env.settings import check_range, check_types, from_mapping
 from recsim_env.simulator import Observer
 from recsim_env.termination import make_rules
 from recsim_env.trajectories import Trajectory, load_trajectories, save_trajectories
@@ -55,6 +55,7 @@ __all__ = [
     "best_tag_price",
     "experiment_dynamics",
     "planners",
+    "prepare_data",
     "run_experiment",
 ]
 
@@ -113,18 +114,17 @@ class ExperimentConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks names and ranges."""
+        """Checks types, names and ranges."""
+        check_types(self)
         object.__setattr__(self, "algorithms", tuple(self.algorithms))
         object.__setattr__(self, "seeds", tuple(self.seeds))
         for name in (*self.algorithms, *self.settings):
-            find_algorithm(name)
+            check_settings(name, self.settings.get(name, {}))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise DataError(f"The seeds {self.seeds} came; give at least one, and none twice.")
-        for name in ("steps", "demonstrations", "episodes", "curve_episodes", "limit"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name}={getattr(self, name)} came; give 1 or more.")
-        if self.curve_points < 0:
-            raise DataError(f"curve_points={self.curve_points} came; give 0 or more.")
+        counts = ("steps", "demonstrations", "episodes", "curve_episodes", "limit")
+        check_range(self, *counts, least=1)
+        check_range(self, "curve_points", least=0)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
@@ -158,6 +158,28 @@ class ExperimentResult:
     curves: tuple[Curve, ...]
     table: str
     findings: tuple[str, str, str]
+
+
+def prepare_data(
+    config: ExperimentConfig, cache: str | Path | None = None, progress: bool = True
+) -> Prepared:
+    """Returns the prepared data of an experiment.
+
+    Args:
+        config: Its settings.
+        cache: Folder of prepared artefacts; None: ``ILREC_CACHE``, else the user cache directory.
+        progress: Shows progress bars.
+
+    Raises:
+        DataError: For data or options that cannot be used.
+    """
+    return prepare(
+        config.dataset,
+        root=config.data,
+        cache=cache,
+        progress=progress,
+        options=dict(config.options),
+    )
 
 
 def experiment_dynamics(config: ExperimentConfig, prepared: Prepared) -> tuple[Dynamics, Dynamics]:
@@ -216,13 +238,7 @@ def run_experiment(
         DataError: For data or settings that cannot be used, or where ``name`` is a run of other
             settings.
     """
-    prepared = prepare(
-        config.dataset,
-        root=config.data,
-        cache=cache,
-        progress=progress,
-        options=dict(config.options),
-    )
+    prepared = prepare_data(config, cache, progress)
     identity = {
         "config": config.to_dict(),
         "data": prepared.fingerprint,

@@ -7,11 +7,13 @@ asked for single items.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch as th
 from sb3_contrib import QRDQN
 from sb3_contrib.common.utils import quantile_huber_loss
 
+from ilrec_sb3.common.gradient_steps import make_gradient_steps
 from ilrec_sb3.common.item_policies import ItemQuantileHead
 
 __all__ = ["ItemQRDQN"]
@@ -31,32 +33,16 @@ class ItemQRDQN(QRDQN):
             gradient_steps: How many.
             batch_size: Transitions in each.
         """
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        assert self.replay_buffer is not None
+        make_gradient_steps(self, self._loss, gradient_steps, batch_size, self.max_grad_norm)
+
+    def _loss(self, batch: Any, discounts: th.Tensor | float) -> th.Tensor:
         learned, target = self.quantile_net.quantile_net, self.quantile_net_target.quantile_net
         assert isinstance(learned, ItemQuantileHead)
         assert isinstance(target, ItemQuantileHead)
-        losses = []
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            discounts = getattr(batch, "discounts", None)
-            assert isinstance(batch.observations, th.Tensor)
-            assert isinstance(batch.next_observations, th.Tensor)
-            with th.no_grad():
-                # the mean of an item's quantiles is its score by the first head
-                best = target.means(batch.next_observations).argmax(dim=1, keepdim=True)
-                following = target.quantiles(batch.next_observations, best)
-                bootstrap = (1 - batch.dones) * (self.gamma if discounts is None else discounts)
-                wanted = batch.rewards + bootstrap * following  # (B, n_quantiles)
-            found = learned.quantiles(batch.observations, batch.actions.long())
-            loss = quantile_huber_loss(found, wanted, sum_over_quantiles=True)
-            losses.append(float(loss.detach()))
-            self.policy.optimizer.zero_grad()
-            loss.backward()
-            if self.max_grad_norm is not None:
-                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
-        self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/loss", float(np.mean(losses)))
+        with th.no_grad():
+            # the mean of an item's quantiles is its score by the first head
+            best = target.means(batch.next_observations).argmax(dim=1, keepdim=True)
+            following = target.quantiles(batch.next_observations, best)
+            wanted = batch.rewards + (1 - batch.dones) * discounts * following  # (B, n_quantiles)
+        found = learned.quantiles(batch.observations, batch.actions.long())
+        return quantile_huber_loss(found, wanted, sum_over_quantiles=True)

@@ -14,19 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 
-from ilrec_sb3.baselines import find_algorithm, load_model, make_model, save_model
+from ilrec_sb3.baselines import (
+    check_settings,
+    find_algorithm,
+    load_model,
+    make_model,
+    save_model,
+)
 from ilrec_sb3.cells import CELL
+from ilrec_sb3.common.callbacks import BetweenRollouts
 from ilrec_sb3.evaluation import as_planner, summarise, summarise_seeds
-from ilrec_sb3.experiment import ExperimentConfig, experiment_dynamics, planners
+from ilrec_sb3.experiment import ExperimentConfig, experiment_dynamics, planners, prepare_data
 from ilrec_sb3.report import Row, table_markdown
 from recsim_env import artefacts
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError, MissingDataError
 from recsim_env.planners import Planner, Played, draw_users, run_episodes
-from recsim_env.prepare import prepare
-from recsim_env.settings import from_mapping
+from recsim_env.settings import check_types, from_mapping
 from recsim_env.trajectories import load_trajectories
 
 __all__ = ["CheckpointCallback", "TrainConfig", "evaluate_models", "train"]
@@ -62,8 +67,10 @@ class TrainConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the names."""
+        """Checks types and names."""
+        check_types(self)
         chosen = find_algorithm(self.algorithm)
+        check_settings(self.algorithm, self.settings)
         if self.demonstrations is not None and not chosen.demonstrated:
             raise DataError(
                 f"Demonstrations came for {self.algorithm}, which takes none; leave them out or "
@@ -80,11 +87,8 @@ class TrainConfig:
         return from_mapping(cls, values)
 
 
-class CheckpointCallback(BaseCallback):
+class CheckpointCallback(BetweenRollouts):
     """Saves the model every so many steps, atomically.
-
-    It does so between two rollouts; where an algorithm has none, as offline ones, between two
-    steps.
 
     Args:
         path: The file; each checkpoint replaces the last.
@@ -95,25 +99,14 @@ class CheckpointCallback(BaseCallback):
         super().__init__()
         self.path = path
         self.every = every
-        self._next = 0
-        self._has_rollouts = False
 
     def _on_training_start(self) -> None:
-        self._next = self.num_timesteps + self.every
+        self.next_at = self.num_timesteps + self.every
 
-    def _on_step(self) -> bool:
-        if not self._has_rollouts:
-            self._save_if_due()
-        return True
-
-    def _on_rollout_start(self) -> None:
-        self._has_rollouts = True
-        self._save_if_due()
-
-    def _save_if_due(self) -> None:
-        if self.num_timesteps >= self._next:
-            self._next = self.num_timesteps + self.every
-            save_model(self.model, self.path)
+    def act(self) -> None:
+        """Saves the model."""
+        self.next_at = self.num_timesteps + self.every
+        save_model(self.model, self.path)
 
 
 def train(
@@ -145,14 +138,8 @@ def train(
     """
     folder = Path(out)
     is_new = _check_folder(folder, config)
-    prepared = prepare(
-        config.dataset,
-        root=config.data,
-        cache=cache,
-        progress=progress,
-        options=dict(config.options),
-    )
-    dynamics, _ = experiment_dynamics(ExperimentConfig(dataset=config.dataset), prepared)
+    where = ExperimentConfig(dataset=config.dataset, data=config.data, options=config.options)
+    dynamics, _ = experiment_dynamics(where, prepare_data(where, cache, progress))
     path = folder / _MODEL
     if path.exists():
         model = load_model(config.algorithm, _checked_model(path), dynamics, config.device)
@@ -258,13 +245,7 @@ def evaluate_models(
             "options": known.get("options", {}) if options is None else options,
         }
     )
-    prepared = prepare(
-        config.dataset,
-        root=config.data,
-        cache=cache,
-        progress=progress,
-        options=dict(config.options),
-    )
+    prepared = prepare_data(config, cache, progress)
     train_dynamics, test = experiment_dynamics(config, prepared)
     loaded = {
         name: [

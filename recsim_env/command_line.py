@@ -1,9 +1,10 @@
 """What the commands of ``ilrec`` share, whichever package they come from.
 
-Two entry-point groups add to the command line:
+Three entry-point groups add to the command line:
 
 - ``ilrec.commands``: a callable that gets the sub-parsers and adds a command of its own;
-- ``ilrec.players``: a `Player`, which ``ilrec evaluate`` lets play beside saved models.
+- ``ilrec.players``: a `Player`, which ``ilrec evaluate`` lets play beside saved models;
+- ``ilrec.environments``: a `FeedbackSource`, which ``ilrec lea prepare`` asks.
 
 Their modules are imported for every ``ilrec --help``: heavy imports belong into functions.
 """
@@ -11,22 +12,28 @@ Their modules are imported for every ``ilrec --help``: heavy imports belong into
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from recsim_env.errors import DataError
 
 if TYPE_CHECKING:
     from recsim_env.dynamics import Dynamics
+    from recsim_env.environment_feedback import EnvironmentFeedback
     from recsim_env.planners import Played
+    from recsim_env.sequences import Examples, IntArray, SequenceData
 
 __all__ = [
+    "FeedbackSource",
     "Player",
     "add_common",
     "add_data",
+    "add_later",
     "device",
     "json_pairs",
     "pairs",
@@ -62,7 +69,69 @@ class Player(Protocol):
         """
 
 
+class FeedbackSource(Protocol):
+    """Who says what an environment thinks of each train example of a sequential recommender."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds options that set up the environment.
+
+        Each has a default, and its destination is its name, as a benchmark's grid writes it.
+        """
+
+    def settings(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
+        """Returns, in terms of JSON, all that the feedback depends on beside data and candidates.
+
+        Args:
+            arguments: The command line.
+
+        Raises:
+            IlrecError: An option cannot be used.
+        """
+
+    def feedback(
+        self,
+        arguments: argparse.Namespace,
+        data: SequenceData,
+        examples: Examples,
+        candidates: IntArray,
+        folder: Path,
+        progress: bool,
+    ) -> EnvironmentFeedback:
+        """Makes what is missing in a folder and computes the feedback.
+
+        Args:
+            arguments: The command line.
+            data: The sequences.
+            examples: m train examples.
+            candidates: (m, 5) items for the environment to choose from.
+            folder: Keeps what takes long, of other settings too: what is there is not made again.
+            progress: Shows progress bars.
+        """
+
+
 # -- arguments -------------------------------------------------------------------------------------
+
+
+def add_later(subparsers: Any, name: str, fill: str, **about: Any) -> None:
+    """Adds a command that gets its options when it is chosen.
+
+    For commands in packages whose import takes seconds: the help of all commands need not wait.
+
+    Args:
+        subparsers: Of the program.
+        name: Of the command.
+        fill: "module:function"; the function adds options to the parser that it is given.
+        **about: Of the parser, such as ``help``.
+    """
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, **about)
+    module, _, function = fill.partition(":")
+
+    def parse(*given: Any, **named: Any) -> Any:
+        del vars(parser)["parse_known_args"]
+        getattr(importlib.import_module(module), function)(parser)
+        return parser.parse_known_args(*given, **named)
+
+    vars(parser)["parse_known_args"] = parse
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

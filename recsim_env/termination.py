@@ -117,7 +117,7 @@ class CategoryDiversity:
 
     Attributes:
         window: N, in items, the current one included; 50 for Steam and 15 for Amazon in the paper.
-        max_repeats: M, the count that ends the session; 4 in the paper.
+        max_repeats: M, the count that ends the session, at most ``window``; 4 in the paper.
     """
 
     window: int = 50
@@ -130,6 +130,12 @@ class CategoryDiversity:
             raise DataError(
                 f"CategoryDiversity got window={self.window} and max_repeats={self.max_repeats}; "
                 "both must be 1 or more."
+            )
+        if self.max_repeats > self.window:
+            raise DataError(
+                f"CategoryDiversity got window={self.window} and max_repeats={self.max_repeats}, a "
+                "count that no category reaches in so few items, so that the rule would never end "
+                f'a session: give max_repeats of at most {self.window}, or termination="none".'
             )
 
     def __call__(self, context: RuleContext) -> BoolArray:

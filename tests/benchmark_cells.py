@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ilrec_sb3.benchmark_report import Background
+from ilrec_sb3.benchmark.report import Background
 from ilrec_sb3.cells import CellResult
 from recsim_env.planners import Episodes
 

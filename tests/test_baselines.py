@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ilrec_sb3.baselines import (
     ALGORITHMS,
     OFFLINE,
     REWARDS,
+    check_settings,
     find_algorithm,
     load_model,
     make_model,
@@ -393,6 +395,68 @@ def test_settings_take_precedence_and_policy_settings_add_up(dynamics: Dynamics)
     assert model.n_envs == 2
     assert model.batch_size == 8
     assert (model.policy.n_quantiles, model.policy.net_arch) == (25, [5])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ILRec", {"learning_rate": "fast"}, "learning_rate='fast' came; expected a number or a"),
+        ("ILRec", {"batch_size": "x"}, "batch_size='x' came; expected a whole number"),
+        ("ILRec", {"batch_size": 8.5}, "batch_size=8.5 came; expected a whole number"),
+        ("ILRec", {"warm_start_steps": True}, "warm_start_steps=True came; expected a whole"),
+        ("ILRec", {"weight_bounds": [1.0]}, r"weight_bounds=\[1.0\] came; expected a list"),
+        (
+            "ILRec",
+            {"demonstrations": 3},
+            "demonstrations=3 came; expected a list or text",
+        ),
+        (
+            "ILRec",
+            {"policy_kwargs": {"decomposed": "no"}},
+            "decomposed='no' came; expected true",
+        ),
+        ("ILRec", {"policy_kwargs": {"decomposd": True}}, "did you mean 'decomposed'"),
+        ("ILRec", {"policy_kwargs": 3}, "policy_kwargs=3 came; expected a table"),
+        ("ILRec", {"n_sessions": "four"}, "n_sessions='four' came; expected a whole number"),
+        ("ILRec", {"beta": -1.0}, "cannot be made with beta=-1.0"),
+        ("DiscreteSAC", {"beta": 1.0}, "'beta' came, which DiscreteSAC does not have"),
+        ("DQN", {"learning_rat": 1e-3}, "did you mean 'learning_rate'"),
+        ("DQN", {"train_freq": [4]}, r"train_freq=\[4\] came; expected a whole number or a list"),
+        ("DQN", {"policy_kwargs": {"net_arch": ["wide"]}}, "net_arch=.* came; expected a list"),
+        ("DQN", {"seed": 3}, "'seed' came, which DQN does not have"),
+        ("sb3:PPO", {"batch_size": 1}, "cannot be made with batch_size=1"),
+        (
+            "sb3:A2C+items",
+            {"policy_kwargs": {"item_dim": "x"}},
+            "item_dim='x' came; expected a",
+        ),
+        ("contrib:QRDQN", {"policy_kwargs": {"n_quantile": 3}}, "did you mean 'n_quantiles'"),
+        ("offline:BCQ", {"threshold": "low"}, "threshold='low' came; expected a number"),
+        ("A2C@dorl", {"reward_model": {"entrpy": 1.0}}, "did you mean 'entropy'"),
+        ("A2C@dorl", {"reward_model": {"order": "two"}}, "order='two' came; expected a whole"),
+        ("A2C@dorl", {"reward_model": {"level": "tag"}}, "level='tag' came; expected 'item' or 'c"),
+    ],
+)
+def test_settings_that_are_refused(
+    name: str, settings: dict[str, Any], message: str, dynamics: Dynamics
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        make_model(name, dynamics, settings=settings)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, *PLAIN, *MASKED, "contrib:ARS", "offline:CQL"])
+def test_the_defaults_of_constructors_are_of_their_types(name: str) -> None:
+    """So that no setting is refused that repeats what is there anyway."""
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(find_algorithm(name).kind).parameters.items()
+        if parameter.default is not parameter.empty and not key.startswith("_")
+    }
+    for key in ("policy", "env", "seed", "device"):
+        defaults.pop(key, None)
+    assert defaults
+    check_settings(name, {**defaults, **find_algorithm(name).settings})
 
 
 @pytest.mark.parametrize(("said", "meant"), [("sb3:dqn", "DQN"), ("ilrec", "ILRec")])

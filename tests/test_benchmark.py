@@ -13,10 +13,18 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from ilrec_sb3 import benchmark, benchmark_report, cli, stages
-from ilrec_sb3.benchmark import BenchmarkResult, run_benchmark
+from ilrec_sb3 import cli
+from ilrec_sb3.benchmark import (
+    BenchmarkResult,
+    DemonstrationSpec,
+    Grid,
+    GridEnvironment,
+    load_grid,
+    run_benchmark,
+    stages,
+)
+from ilrec_sb3.benchmark.report import Background
 from ilrec_sb3.cells import CellResult, Task, run_task
-from ilrec_sb3.grid import DemonstrationSpec, Grid, GridEnvironment, load_grid
 from recsim_env import DataError, Prepared
 from recsim_env.trajectories import load_trajectories, save_trajectories
 
@@ -128,6 +136,15 @@ def test_a_sweep_is_one_row_for_each_combination() -> None:
         ({"algorithm": "ILRec", "sweep": {"ent_coeff": [1.0]}}, "did you mean 'ent_coef'"),
         ({"algorithm": "offline:CQL", "settings": {"tua": 0.1}}, "did you mean 'tau'"),
         ({"algorithm": "A2C", "settings": {"reward_model": {}}}, "A2C does not have"),
+        ({"algorithm": "A2C", "settings": {"gamma": "low"}}, "gamma='low' came; expected a number"),
+        ({"algorithm": "A2C", "sweep": {"gamma": [0.9, "low"]}}, "gamma='low' came; expected a"),
+        ({"algorithm": "ILRec", "settings": {"batch_size": 2.5}}, "'ILRec': ILRec: batch_size=2.5"),
+        (
+            {"algorithm": "ILRec", "label": "mine", "settings": {"policy_kwargs": {"x": 1}}},
+            "The row 'mine': The setting 'x' came, which ILRec, policy_kwargs does not have",
+        ),
+        ({"algorithm": "A2C", "environments": [3]}, "environments=.3. came; expected a list"),
+        ({"algorithm": "A2C", "label": 3}, "label=3 came; expected text"),
         ({"algorithm": "A2C", "settings": {"seed": 3}}, 'which belongs to "seeds"'),
         ({"algorithm": "ILRec", "settings": {"demonstrations": 3}}, "belong to the row itself"),
         ({"algorithm": "A2C", "settings": {"gamma": float("nan")}}, "expected finite numbers"),
@@ -198,7 +215,7 @@ class Report:
 
     def __init__(self) -> None:
         self.cells: list[CellResult] = []
-        self.backgrounds: dict[str, benchmark_report.Background] = {}
+        self.backgrounds: dict[str, Background] = {}
 
     def __call__(
         self, folder: Path, cells: Sequence[CellResult], backgrounds: Any, **options: str
@@ -213,7 +230,7 @@ class Report:
 def report(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Report:
     assert prepared.path.exists()
     stub = Report()
-    monkeypatch.setattr(benchmark_report, "write_report", stub)
+    monkeypatch.setattr("ilrec_sb3.benchmark.report.write_report", stub)
     return stub
 
 
@@ -232,7 +249,7 @@ class Run:
                 raise KeyboardInterrupt
             return run_task(task, *rest, **options)
 
-        monkeypatch.setattr(benchmark, "run_task", watched)
+        monkeypatch.setattr("ilrec_sb3.benchmark.run.run_task", watched)
 
     def __call__(self, wanted: Grid, **options: Any) -> BenchmarkResult:
         self.made.clear()
@@ -311,6 +328,12 @@ def test_only_and_environments_and_dry_run(run: Run) -> None:
         run(wanted, only=["gredy"])
     with pytest.raises(DataError, match="did you mean 'short'"):
         run(wanted, environments=["shirt"])
+    with pytest.raises(DataError, match="no environment 'x\\*'"):
+        run(wanted, environments=["x*", "short"])
+    run(wanted, dry_run=True, only=["greedy"], environments=["sh*"])
+    assert run.said == ["short/greedy: finished", "1 cells: 1 finished."]
+    run(wanted, dry_run=True, environments=["*"])
+    assert run.said[-1] == "4 cells: 3 missing, 1 finished."
     with pytest.raises(DataError, match="holds no cell"):
         run(grid("oracle"), report_only=True)
     elsewhere = grid("random", {"algorithm": "greedy", "environments": ["toy"]})
@@ -349,8 +372,8 @@ def test_a_full_disk_ends_the_run_in_one_sentence(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "write_cell", full)
-        patch.setattr(benchmark, "write_failure", full)
+        patch.setattr("ilrec_sb3.benchmark.run.write_cell", full)
+        patch.setattr("ilrec_sb3.benchmark.run.write_failure", full)
         with pytest.raises(DataError, match=r"cannot be written \(no space left on device\)"):
             run(grid("random", "greedy"))
         assert run.made == ["random"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ilrec_sb3.benchmark import Grid, load_grid
 from ilrec_sb3.cells import DEMONSTRATIONS, PLANNERS, CellResult, Stage, Task, run_task
-from ilrec_sb3.grid import Grid, load_grid
 from recsim_env import DataError, Dynamics, Prepared
 from recsim_env.easyrl4rec import easyrl4rec_dynamics
 from recsim_env.planners import draw_users, rule_aware, run_episodes

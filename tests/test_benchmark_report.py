@@ -18,12 +18,13 @@ from benchmark_cells import (
     trained,
 )
 
-from ilrec_sb3 import benchmark_verdicts as verdicts
-from ilrec_sb3.benchmark_plots import curves_png, returns_png, sensitivity_png, sweeps
-from ilrec_sb3.benchmark_references import CAVEATS, REFERENCES, published_name
-from ilrec_sb3.benchmark_report import write_report
-from ilrec_sb3.benchmark_rows import compare, demonstrated_pairs, dqn_row, gather, time_to
-from ilrec_sb3.benchmark_tables import (
+from ilrec_sb3.benchmark import verdicts
+from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interval
+from ilrec_sb3.benchmark.plots import curves_png, returns_png, sensitivity_png, sweeps
+from ilrec_sb3.benchmark.references import CAVEATS, REFERENCES, published_name
+from ilrec_sb3.benchmark.report import write_report
+from ilrec_sb3.benchmark.rows import compare, demonstrated_pairs, dqn_row, gather, time_to
+from ilrec_sb3.benchmark.tables import (
     Line,
     Table,
     Text,
@@ -34,9 +35,8 @@ from ilrec_sb3.benchmark_tables import (
     shown_table,
     speed_table,
 )
-from ilrec_sb3.benchmark_text import duration, listing, number, percent
+from ilrec_sb3.benchmark.text import duration, listing, number, percent
 from ilrec_sb3.cells import CellResult
-from ilrec_sb3.metrics import bootstrap_iqm, interval
 from recsim_env import DataError
 
 COAT = "coat-easyrl4rec"
@@ -193,6 +193,19 @@ def test_steps_and_time_until_a_bar() -> None:
     (row,) = _results(cells).main("")
     assert time_to(row, 5.0) == (75.0, 12.5)  # 50 and 100 steps; 5 and 20 seconds
     assert time_to(row, 8.0) == (None, None)
+    caption = "are taken to have trained at an even pace"
+    table = speed_table(_results(cells))
+    assert table is not None
+    assert caption in table.caption
+    # 4 seconds before the first step
+    timed = [dataclasses.replace(c, curve_seconds=(4.0, 9.0, 14.0)) for c in cells]
+    (row,) = _results(timed).main("")
+    assert time_to(row, 0.0) == (0.0, 4.0)
+    assert time_to(row, 5.0) == (75.0, 11.5)  # 50 and 100 steps; 9 and 14 seconds
+    assert time_to(row, 8.0) == (None, None)
+    table = speed_table(_results(timed))
+    assert table is not None
+    assert caption not in table.caption
 
 
 def test_the_best_dqn_sets_the_bar() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.logger import configure
 
+from ilrec_sb3 import cells
 from ilrec_sb3.cells import (
     DEMONSTRATIONS,
     PLANNERS,
@@ -28,9 +29,10 @@ from ilrec_sb3.cells import (
     write_cell,
     write_failure,
 )
+from ilrec_sb3.ilrec.ilrec import ILRec
 from recsim_env import DataError, Dynamics, Prepared
 from recsim_env.planners import draw_users, explore, run_episodes
-from recsim_env.termination import CategoryDiversity, make_rules
+from recsim_env.termination import make_rules
 
 TASK = Task("toy", "A2C", "A2C", seed=0, steps=80, episodes=10, curve_points=2, curve_episodes=4)
 
@@ -62,6 +64,8 @@ def test_a_trained_cell_comes_back_as_it_was(stage: Stage, tmp_path: Path) -> No
     assert cell.fingerprint == stage.tests["long"].fingerprint
     assert cell.steps >= 80
     assert cell.curve[0][0] == 0
+    assert len(cell.curve_seconds) == len(cell.curve)
+    assert 0 <= cell.curve_seconds[0] < cell.curve_seconds[-1] <= cell.seconds
     assert cell.code == "abc"
     users = draw_users(stage.test, 10, task.evaluation_seed)
     np.testing.assert_array_equal(cell.episodes["other"].users, users)
@@ -146,7 +150,22 @@ def test_the_key_knows_what_decides_the_result() -> None:
         {"curve_points": 3},
     ):
         assert replace(TASK, **change).key != TASK.key  # type: ignore[arg-type]
-    assert len(code_hash()) == 64
+
+
+def test_the_code_hash_knows_every_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_hash()
+    assert len(before) == 64
+    assert code_hash() == before
+    root = Path(cells.__file__).parents[1]
+    read = Path.read_bytes
+    for name in ("recsim_env/env.py", "llm_expert/play.py", "ilrec_sb3/benchmark/rows.py"):
+
+        def changed(path: Path, other: Path = root / name) -> bytes:
+            return read(path) + (b"#" if path == other else b"")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", changed)
+            assert code_hash() != before, name
 
 
 class Offline:
@@ -183,10 +202,32 @@ def test_curves_of_algorithms_with_and_without_rollouts(dynamics: Dynamics, roll
     assert steps == ([0, 16, 24, 25] if rollouts else [0, 10, 20, 25])
 
 
+def test_a_warm_start_is_in_the_seconds_of_the_curve(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(cells, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def taking(seconds: float, method: Any) -> Any:
+        def slow(*args: Any, **options: Any) -> Any:
+            clock[0] += seconds
+            return method(*args, **options)
+
+        return slow
+
+    monkeypatch.setattr(ILRec, "_warm_start", taking(100.0, ILRec._warm_start))
+    monkeypatch.setattr(cells, "run_episodes", taking(7.0, run_episodes))
+    settings = {"warm_start_steps": 1, "discriminator_steps": 1, "batch_size": 8}
+    task = replace(TASK, algorithm="ILRec", settings=settings)
+    cell, _ = run_task(task, stage, stage.train.replay(explore(stage.train, 3)))
+    assert cell.curve[0][0] == 0
+    # evaluations are left out, the warm start is not
+    assert set(cell.curve_seconds) == {cell.seconds} == {100.0}
+
+
 def test_random_play_leaves_out_what_the_environment_takes_away(prepared: Prepared) -> None:
-    rules = (CategoryDiversity(50, 100),)
-    free = Dynamics(prepared, split="test", rules=rules, limit=30, repeats=True)
-    masked = Dynamics(prepared, split="test", rules=rules, limit=30)
+    free = Dynamics(prepared, split="test", rules=(), limit=30, repeats=True)
+    masked = Dynamics(prepared, split="test", rules=(), limit=30)
     ended = Dynamics(prepared, split="test", rules=make_rules(), limit=30)
 
     def doubles(dynamics: Dynamics) -> int:
@@ -212,4 +253,7 @@ def test_cells_are_json(stage: Stage, tmp_path: Path) -> None:
     values = json.loads((tmp_path / "c" / "cell.json").read_text())
     assert values["identity"] == {"key": "k"}
     assert values["modes"] == ["long", "other"]
+    del values["curve_seconds"]  # as in a cell of before they were kept
+    (tmp_path / "c" / "cell.json").write_text(json.dumps(values))
+    assert same(read_cell(tmp_path / "c"), cell)
     assert values["fingerprint"] == stage.test.fingerprint

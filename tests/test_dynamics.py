@@ -61,7 +61,7 @@ def test_kept_counts_are_those_of_a_slow_reference(
 ) -> None:
     """Counts over the last N - 1 items, for windows longer and shorter than the session, and 1."""
     rng = np.random.default_rng(seed)
-    dynamics = _toy(CategoryDiversity(window, 100), limit=limit)
+    dynamics = _toy(CategoryDiversity(window, window), limit=limit)
     state = dynamics.allocate(3)
     dynamics.initial(state, np.arange(3), np.arange(3))
     sessions: list[list[int]] = [[], [], []]
@@ -187,7 +187,7 @@ def test_splits_of_learned_models_differ_too(prepared: Prepared) -> None:
 
 
 def test_an_observation_by_hand() -> None:
-    dynamics = _toy(CategoryDiversity(3, 4), limit=5)
+    dynamics = _toy(CategoryDiversity(3, 2), limit=5)
     state = dynamics.allocate(1)
     dynamics.initial(state, np.zeros(1, int), np.array([1]))
     for item in (0, 2, 3):
@@ -199,9 +199,9 @@ def test_an_observation_by_hand() -> None:
     np.testing.assert_allclose(
         dynamics.item_context.user_basis @ observation[layout.user], REWARDS[1]
     )
-    assert observation[layout.categories].tolist() == [0.25, 0.25, 0.25]  # items 2 and 3
+    assert observation[layout.categories].tolist() == [0.5, 0.5, 0.5]  # items 2 and 3
     assert observation[layout.step].tolist() == [np.float32(0.6)]
-    assert layout.count_scale == 4.0
+    assert layout.count_scale == 2.0
 
 
 def test_the_tracker_follows_history_and_session(prepared: Prepared) -> None:
@@ -359,7 +359,7 @@ def test_a_replay_equals_stepping_by_hand_whatever_its_batches(prepared: Prepare
 
 
 def test_observation_forms_agree() -> None:
-    dynamics = _toy(CategoryDiversity(3, 4))
+    dynamics = _toy(CategoryDiversity(3, 2))
     vector, named = Observer(dynamics, "vector"), Observer(dynamics, "dict")
     state = dynamics.allocate(2)
     dynamics.initial(state, np.arange(2), np.array([1, 2]))

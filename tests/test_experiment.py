@@ -22,6 +22,7 @@ from ilrec_sb3.experiment import (
     run_experiment,
 )
 from ilrec_sb3.report import Curve, Row, findings, table_markdown
+from ilrec_sb3.training import TrainConfig
 from recsim_env import DataError, Dynamics, Prepared
 from recsim_env.planners import rule_aware, run_episodes
 
@@ -182,6 +183,16 @@ def test_settings_are_checked() -> None:
         ExperimentConfig(seeds=(1, 1))
     with pytest.raises(DataError, match="steps=0"):
         ExperimentConfig(steps=0)
+    with pytest.raises(DataError, match=r"^steps='many' came; expected a whole number\.$"):
+        ExperimentConfig.from_dict({"steps": "many"})
+    with pytest.raises(DataError, match=r"^algorithms='ILRec' came; expected a list\.$"):
+        ExperimentConfig.from_dict({"algorithms": "ILRec"})
+    with pytest.raises(DataError, match="ILRec: beta='x' came; expected a number"):
+        ExperimentConfig.from_dict({"settings": {"ILRec": {"beta": "x"}}})
+    with pytest.raises(DataError, match=r"settings\.ILRec=3 came; expected a table"):
+        ExperimentConfig.from_dict({"settings": {"ILRec": 3}})
+    with pytest.raises(DataError, match="did you mean 'learning_rate'"):
+        TrainConfig(settings={"learning_rat": 1e-3})
 
 
 def test_the_price_of_a_category_is_the_best_of_the_grid(dynamics: Dynamics) -> None:
@@ -214,7 +225,7 @@ def test_every_algorithm_is_made_saved_and_loaded(
 
 
 def test_settings_that_an_algorithm_does_not_take(dynamics: Dynamics, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not take the settings"):
+    with pytest.raises(DataError, match="'batch_size' came, which A2C does not have"):
         make_model("A2C", dynamics, settings={"batch_size": 3})
     (tmp_path / "no.zip").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read as a model of A2C"):

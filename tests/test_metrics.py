@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
-from ilrec_sb3 import metrics
+from ilrec_sb3.benchmark import metrics
 
 FLAGS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]], np.float32)
 """Categories of four items: 3 items carry the first, 2 the second, 1 the third."""

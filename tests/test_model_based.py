@@ -383,12 +383,13 @@ def test_the_name_tells_all_settings(prepared: Prepared) -> None:
     [
         ("dorel", {}, "did you mean 'dorl'"),
         ("mopo", {"uncertain": 1}, "did you mean 'uncertainty'"),
-        ("mopo", {"uncertainty": -1.0}, "expected at least 0"),
-        ("dorl", {"entropy": float("nan")}, "expected at least 0"),
+        ("mopo", {"uncertainty": -1.0}, "expected 0 or more"),
+        ("dorl", {"entropy": float("nan")}, "expected 0 or more"),
+        ("mopo", {"uncertainty": float("inf")}, "uncertainty=inf came; expected 0 or more"),
         ("dorl", {"order": 5}, "expected 1 to 4"),
         ("dorl", {"unseen": 2.0}, "expected 0 to 1"),
         ("dorl", {"level": "items"}, "did you mean 'item'"),
-        ("roler", {"neighbours": 0}, "expected at least 1"),
+        ("roler", {"neighbours": 0}, "expected 1 or more"),
         ("roler", {"penalty": "dist"}, "Known: distance, variance"),
     ],
 )

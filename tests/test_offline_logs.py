@@ -49,7 +49,7 @@ def test_where_the_user_leaves_a_new_session_begins() -> None:
 
 
 def test_the_limit_cuts() -> None:
-    sessions = logged_trajectories(toy_dynamics(9, limit=1))
+    sessions = logged_trajectories(toy_dynamics(5, limit=1))
     assert len(sessions) == 6
     assert all(s.truncated and not s.terminated for s in sessions)
 

@@ -65,7 +65,6 @@ def _context(
         (3, 2, [A, B, C], A2, False),  # and the fourth is not
         (2, 2, [A, B], A2, False),
         (4, 2, [A, B, C], A2, True),
-        (1, 2, [A, A2], A, False),  # a window of one sees the current item alone
         (1, 1, [C], A, True),
         (3, 2, [A, AB], B, True),  # b of the item with two categories
         (3, 2, [A, A2], C, False),  # a came twice, but it is no category of this item
@@ -164,11 +163,12 @@ def test_window_counts_against_a_slow_reference(
     np.testing.assert_array_equal(window_counts(shown, steps, window, MULTI_HOT), expected)
 
 
-@given(sessions=_sessions(), window=st.integers(1, 12), repeats=st.integers(1, 5))
+@given(sessions=_sessions(), window=st.integers(1, 12), most=st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
 def test_category_rule_against_a_slow_reference(
-    sessions: list[list[int]], window: int, repeats: int
+    sessions: list[list[int]], window: int, most: int
 ) -> None:
+    repeats = min(most, window)
     rule = CategoryDiversity(window=window, max_repeats=repeats)
     for session in sessions:
         for item in range(6):
@@ -177,6 +177,19 @@ def test_category_rule_against_a_slow_reference(
             seen = Counter(name for other in recent for name in CATEGORIES[other])
             expected = any(seen[name] >= repeats for name in CATEGORIES[item])
             assert rule(_context(session, item, counts_window=window)).tolist() == [expected]
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_count_as_large_as_the_window_is_reached_and_a_larger_one_refused(window: int) -> None:
+    rule = CategoryDiversity(window=window, max_repeats=window)
+    shown = [A, A2, A, A2][: window - 1]
+    assert rule(_context(shown, A, counts_window=window)).tolist() == [True]
+    if window > 1:
+        assert rule(_context([*shown[1:], B], A, counts_window=window)).tolist() == [False]
+    with pytest.raises(DataError, match=f"give max_repeats of at most {window}, or termination"):
+        CategoryDiversity(window=window, max_repeats=window + 1)
+    with pytest.raises(DataError, match="no category reaches in so few items"):
+        make_rules(window=window, max_repeats=window + 1)
 
 
 def test_rules_by_name_and_in_order() -> None:

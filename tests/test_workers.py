@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ilrec_sb3.workers import Died, in_parallel
+from ilrec_sb3.benchmark.workers import Died, in_parallel
 
 # pieces are programs and the work is to evaluate them: workers import by name
 DIE = "__import__('os')._exit(3)"
@@ -65,10 +65,12 @@ def wait_for_the_end_of(pids: list[int]) -> None:
     pytest.fail(f"still alive: {[pid for pid in pids if alive(pid)]}")
 
 
-PROGRAM = """
-from ilrec_sb3.workers import in_parallel
+PROGRAM = r"""
+from ilrec_sb3.benchmark.workers import in_parallel
 if __name__ == "__main__":
-    piece = "print(__import__('os').getpid(), flush=True) or __import__('time').sleep(60)"
+    # in one write, so that the lines of two workers do not mix
+    said = "__import__('os').write(1, b'%d\\n' % __import__('os').getpid())"
+    piece = f"{said} and __import__('time').sleep(60)"
     list(in_parallel(eval, [piece, piece], 2))
 """
 
@@ -95,14 +97,14 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
     assert errors.count("KeyboardInterrupt\n") <= 1
 
 
-PROGRAM_THAT_STARTS = """
+PROGRAM_THAT_STARTS = r"""
 import os, time
 if __name__ == "__main__":
-    from ilrec_sb3.workers import in_parallel
+    from ilrec_sb3.benchmark.workers import in_parallel
     list(in_parallel(eval, ["1", "2"], 2))
     print("went on", flush=True)
 else:
-    print(os.getpid(), flush=True)  # a worker imports this before all else
+    os.write(1, b"%d\n" % os.getpid())  # a worker imports this before all else
     time.sleep(1.5)
 """
 

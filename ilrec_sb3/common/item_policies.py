@@ -173,33 +173,8 @@ class ItemQuantileHead(ItemHead):
 # -- values ----------------------------------------------------------------------------------------
 
 
-class _ItemQNetwork(QNetwork):
-    """DQN's network with an item head in place of its perceptron."""
-
-    def __init__(self, head: ItemHead, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "net_arch": [1]})
-        self.q_net = head  # type: ignore[assignment]
-
-    def pairs(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """Returns (B, 1) values of the (B, 1) actions."""
-        assert isinstance(self.q_net, ItemHead)
-        return self.q_net.pairs(self.extract_features(obs, self.features_extractor), actions)[0]
-
-
-class ItemDQNPolicy(DQNPolicy):
-    """DQN's policy with masks and item heads.
-
-    Args:
-        observation_space: Of `ilrec_sb3.common.masked_observations.MaskedObservations`.
-        action_space: The items.
-        lr_schedule: Learning rate.
-        item_context: What the environment says about its items.
-        net_arch: Widths of the layers between state and scores.
-        activation_fn: Of these layers.
-        item_dim: Width of the product of state and item.
-        value_scale: Usual size of a return, in units of reward.
-        **kwargs: As in Stable-Baselines3.
-    """
+class _ItemPolicy:
+    """Arguments that the policies below share; see `ItemDQNPolicy`."""
 
     def __init__(
         self,
@@ -217,13 +192,50 @@ class ItemDQNPolicy(DQNPolicy):
         self.item_dim = item_dim
         self.value_scale = value_scale
         super().__init__(
-            observation_space,
+            observation_space,  # type: ignore[call-arg]
             action_space,
             lr_schedule,
             net_arch=list(_HIDDEN) if net_arch is None else net_arch,
             activation_fn=activation_fn,
             **kwargs,
         )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),  # type: ignore[misc]
+            "item_context": self.item_context,
+            "item_dim": self.item_dim,
+            "value_scale": self.value_scale,
+        }
+
+
+class _ItemQNetwork(QNetwork):
+    """DQN's network with an item head in place of its perceptron."""
+
+    def __init__(self, head: ItemHead, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "net_arch": [1]})
+        self.q_net = head  # type: ignore[assignment]
+
+    def pairs(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Returns (B, 1) values of the (B, 1) actions."""
+        assert isinstance(self.q_net, ItemHead)
+        return self.q_net.pairs(self.extract_features(obs, self.features_extractor), actions)[0]
+
+
+class ItemDQNPolicy(_ItemPolicy, DQNPolicy):
+    """DQN's policy with masks and item heads.
+
+    Args:
+        observation_space: Of `ilrec_sb3.common.masked_observations.MaskedObservations`.
+        action_space: The items.
+        lr_schedule: Learning rate.
+        item_context: What the environment says about its items.
+        net_arch: Widths of the layers between state and scores.
+        activation_fn: Of these layers.
+        item_dim: Width of the product of state and item.
+        value_scale: Usual size of a return, in units of reward.
+        **kwargs: As in Stable-Baselines3.
+    """
 
     def make_q_net(self) -> QNetwork:
         """Returns a network of values with an item head."""
@@ -238,14 +250,6 @@ class ItemDQNPolicy(DQNPolicy):
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)
         return _ItemQNetwork(head, **net_args).to(self.device)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            **super()._get_constructor_parameters(),
-            "item_context": self.item_context,
-            "item_dim": self.item_dim,
-            "value_scale": self.value_scale,
-        }
-
 
 class _ItemQuantileNetwork(QuantileNetwork):
     """QR-DQN's network with an item head in place of its perceptron."""
@@ -255,7 +259,7 @@ class _ItemQuantileNetwork(QuantileNetwork):
         self.quantile_net = head  # type: ignore[assignment]
 
 
-class ItemQRDQNPolicy(QRDQNPolicy):
+class ItemQRDQNPolicy(_ItemPolicy, QRDQNPolicy):
     """QR-DQN's policy with masks and item heads; see `ItemQuantileHead` for its quantiles.
 
     Args:
@@ -271,31 +275,8 @@ class ItemQRDQNPolicy(QRDQNPolicy):
         **kwargs: As in sb3-contrib.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Discrete,
-        lr_schedule: Schedule,
-        item_context: ItemContext,
-        n_quantiles: int = 25,
-        net_arch: list[int] | None = None,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        item_dim: int = _DIM,
-        value_scale: float = 10.0,
-        **kwargs: Any,
-    ) -> None:
-        self.item_context = item_context
-        self.item_dim = item_dim
-        self.value_scale = value_scale
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            n_quantiles=n_quantiles,
-            net_arch=list(_HIDDEN) if net_arch is None else net_arch,
-            activation_fn=activation_fn,
-            **kwargs,
-        )
+    def __init__(self, *args: Any, n_quantiles: int = 25, **kwargs: Any) -> None:
+        super().__init__(*args, n_quantiles=n_quantiles, **kwargs)
 
     def make_quantile_net(self) -> QuantileNetwork:
         """Returns a network of quantiles with an item head."""
@@ -310,14 +291,6 @@ class ItemQRDQNPolicy(QRDQNPolicy):
         )
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)
         return _ItemQuantileNetwork(head, **net_args).to(self.device)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            **super()._get_constructor_parameters(),
-            "item_context": self.item_context,
-            "item_dim": self.item_dim,
-            "value_scale": self.value_scale,
-        }
 
 
 # -- actors and critics ----------------------------------------------------------------------------
@@ -364,7 +337,7 @@ class _Scaled(nn.Module):
         return self.scale * self.linear(latent)
 
 
-class _ItemHeads:
+class _ItemHeads(_ItemPolicy):
     """The part that `ItemActorCriticPolicy` and `MaskableItemPolicy` share.
 
     Logits come from an item head, the value from a perceptron on the state; the two share nothing.
@@ -374,30 +347,6 @@ class _ItemHeads:
     mlp_extractor: Any
     action_net: Any
     value_net: Any
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Discrete,
-        lr_schedule: Schedule,
-        item_context: ItemContext,
-        net_arch: list[int] | None = None,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        item_dim: int = _DIM,
-        value_scale: float = 10.0,
-        **kwargs: Any,
-    ) -> None:
-        self.item_context = item_context
-        self.item_dim = item_dim
-        self.value_scale = value_scale
-        super().__init__(
-            observation_space,  # type: ignore[call-arg]
-            action_space,
-            lr_schedule,
-            net_arch=list(_HIDDEN) if net_arch is None else net_arch,
-            activation_fn=activation_fn,
-            **kwargs,
-        )
 
     def _build(self, lr_schedule: Schedule) -> None:
         hidden: Sequence[int] = self.net_arch  # type: ignore[attr-defined]
@@ -418,14 +367,6 @@ class _ItemHeads:
             lr=lr_schedule(1),
             **self.optimizer_kwargs,  # type: ignore[attr-defined]
         )
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            **super()._get_constructor_parameters(),  # type: ignore[misc]
-            "item_context": self.item_context,
-            "item_dim": self.item_dim,
-            "value_scale": self.value_scale,
-        }
 
 
 class ItemActorCriticPolicy(_ItemHeads, ActorCriticPolicy):

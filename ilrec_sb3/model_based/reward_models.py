@@ -40,7 +40,7 @@ from ilrec_sb3.model_based.successors import SuccessorEntropy
 from recsim_env.dynamics import Dynamics, RewardModel, State
 from recsim_env.errors import DataError, near_miss
 from recsim_env.prepare import Prepared, user_vector_for
-from recsim_env.settings import from_mapping
+from recsim_env.settings import check_range, from_mapping
 
 __all__ = [
     "REWARD_MODELS",
@@ -85,7 +85,7 @@ class MOPOConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_weights(self, "uncertainty")
+        check_range(self, "uncertainty", least=0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CountsConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_weights(self, "uncertainty")
+        check_range(self, "uncertainty", least=0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class DORLConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_weights(self, "uncertainty", "entropy")
+        check_range(self, "uncertainty", "entropy", least=0)
         _check_entropy(self)
 
 
@@ -158,10 +158,9 @@ class ROLeRConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_weights(self, "uncertainty", "entropy")
+        check_range(self, "uncertainty", "entropy", least=0)
         _check_entropy(self)
-        if self.neighbours < 1:
-            raise DataError(f"ROLeRConfig.neighbours is {self.neighbours}, expected at least 1.")
+        check_range(self, "neighbours", least=1)
         if self.penalty not in ("distance", "variance"):
             raise DataError(
                 f"ROLeRConfig.penalty is {self.penalty!r}; "
@@ -390,19 +389,10 @@ def _full_name(name: str, settings: Mapping[str, Any]) -> str:
     return f"{name} {json.dumps(settings, sort_keys=True)}" if settings else name
 
 
-def _check_weights(config: Config, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value < np.inf:
-            raise DataError(f"{type(config).__name__}.{name} is {value}, expected at least 0.")
-
-
 def _check_entropy(config: DORLConfig | ROLeRConfig) -> None:
     kind = type(config).__name__
-    if not 1 <= config.order <= _HIGHEST_ORDER:
-        raise DataError(f"{kind}.order is {config.order}, expected 1 to {_HIGHEST_ORDER}.")
-    if not 0 <= config.unseen <= 1:
-        raise DataError(f"{kind}.unseen is {config.unseen}, expected 0 to 1.")
+    check_range(config, "order", least=1, most=_HIGHEST_ORDER)
+    check_range(config, "unseen", least=0, most=1)
     if config.level not in ("item", "category"):
         raise DataError(
             f"{kind}.level is {config.level!r}; {near_miss(config.level, ('item', 'category'))}."

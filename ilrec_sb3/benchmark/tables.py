@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ilrec_sb3 import metrics
-from ilrec_sb3.benchmark_references import Published, published_name
-from ilrec_sb3.benchmark_rows import (
+from ilrec_sb3.benchmark import metrics
+from ilrec_sb3.benchmark.references import Published, published_name
+from ilrec_sb3.benchmark.rows import (
     MAJORITY,
     ORACLE,
     OURS,
@@ -26,7 +26,7 @@ from ilrec_sb3.benchmark_rows import (
     speed_bars,
     time_to,
 )
-from ilrec_sb3.benchmark_text import NONE, TOO_FEW, between, duration, listing, number, percent
+from ilrec_sb3.benchmark.text import NONE, TOO_FEW, between, duration, listing, number, percent
 
 __all__ = [
     "Line",
@@ -287,9 +287,15 @@ def speed_table(results: Results) -> Table | None:
 
     caption = (
         "Medians over seeds. Training: wall time without the evaluations on the way. Steps to: the "
-        "first point of the learning curve at or above it; time: the same share of the training. "
-        "Steps of offline algorithms are gradient steps."
+        "first point of the learning curve at or above it; time: of the training until then, what "
+        "comes before the first step, such as ILRec's warm start, included. Steps of offline "
+        "algorithms are gradient steps."
     )
+    if any(cell.curve and not cell.curve_seconds for row in learned for cell in row.cells):
+        caption += (
+            " Cells of before the times of the points were kept are taken to have trained at an "
+            "even pace."
+        )
     caption += "".join(
         f" {name[0].upper()}{name[1:]}: {number(bar)}." for name, bar in bars.items()
     )

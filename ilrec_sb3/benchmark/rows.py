@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ilrec_sb3 import metrics
+from ilrec_sb3.benchmark import metrics
 from ilrec_sb3.cells import DEMONSTRATIONS, CellResult, check_comparable
 from ilrec_sb3.evaluation import RECORD_ENDED
 from recsim_env.errors import DataError
@@ -32,6 +32,7 @@ __all__ = [
     "Row",
     "compare",
     "curve_return",
+    "curve_seconds",
     "demonstrated_pairs",
     "dqn_row",
     "gather",
@@ -206,7 +207,7 @@ class Row:
         """Returns bootstrap draws of ``mean_return``.
 
         Args:
-            stream: As in `ilrec_sb3.metrics.bootstrap_iqm`.
+            stream: As in `ilrec_sb3.benchmark.metrics.bootstrap_iqm`.
             seed: As there.
         """
         return metrics.bootstrap_iqm(
@@ -459,11 +460,24 @@ def compare(one: Row, other: Row) -> Comparison:
     )
 
 
+def curve_seconds(cell: CellResult) -> tuple[float, ...]:
+    """Returns the seconds of training until each point of a learning curve.
+
+    What comes before the first step, such as a warm start, counts. Cells of before the times were
+    kept are taken to have trained at an even pace from the first step on.
+
+    Args:
+        cell: With a learning curve.
+    """
+    if cell.curve_seconds:
+        return cell.curve_seconds
+    return tuple(cell.seconds * step / max(cell.steps, 1) for step, _ in cell.curve)
+
+
 def time_to(row: Row, bar: float) -> tuple[float | None, float | None]:
     """Returns the median steps and seconds of training until a return is reached.
 
-    Seconds are the training's, in proportion to its steps. None where half of the seeds did not
-    get there.
+    None where half of the seeds did not get there. See `curve_seconds`.
 
     Args:
         row: With learning curves.
@@ -474,7 +488,8 @@ def time_to(row: Row, bar: float) -> tuple[float | None, float | None]:
         if cell.curve:
             first = metrics.first_step(cell.curve, bar)
             steps.append(first)
-            seconds.append(cell.seconds * first / max(cell.steps, 1))
+            times = zip(cell.curve, curve_seconds(cell), strict=True)
+            seconds.append(next((s for (step, _), s in times if step >= first), np.inf))
     return metrics.median_or_never(steps), metrics.median_or_never(seconds)
 
 

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilrec_sb3 import metrics
-from ilrec_sb3.benchmark_rows import DEMONSTRATIONS, OURS, Results, Row, curve_return
+from ilrec_sb3.benchmark import metrics
+from ilrec_sb3.benchmark.rows import (
+    DEMONSTRATIONS,
+    OURS,
+    Results,
+    Row,
+    curve_return,
+    curve_seconds,
+)
 
 __all__ = ["Sweep", "curves_png", "returns_png", "sensitivity_png", "sweeps"]
 
@@ -157,7 +164,7 @@ def curves_png(results: Results) -> bytes | None:
     unit, per = _time_unit(rows)
     for row in rows:
         steps, means, low, high = _curve(row)
-        times = steps * row.seconds / max(row.steps, 1) / per
+        times = _times(row, steps) / per
         for axes, x in ((by_steps, steps), (by_time, times)):
             if axes is by_steps and row not in online:
                 continue
@@ -221,6 +228,13 @@ def _curve(
     draws = metrics.interquartile_mean(values[chosen], axis=1)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     return steps, means, low, high
+
+
+def _times(row: Row, steps: NDArray[Any]) -> NDArray[Any]:
+    """Returns the median seconds of training until each of ``steps``."""
+    cells = [cell for cell in row.cells if cell.curve]
+    seconds = [np.interp(steps, np.array(c.curve)[:, 0], curve_seconds(c)) for c in cells]
+    return np.asarray(np.median(seconds, axis=0))
 
 
 def _time_unit(rows: Sequence[Row]) -> tuple[str, float]:

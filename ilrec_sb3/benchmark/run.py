@@ -21,6 +21,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ilrec_sb3.baselines import find_algorithm
+from ilrec_sb3.benchmark.grid import DemonstrationSpec, Grid, GridEnvironment, GridRow
+from ilrec_sb3.benchmark.stages import (
+    Stages,
+    demonstrations_hash,
+    demonstrations_path,
+    keep_demonstrations,
+)
+from ilrec_sb3.benchmark.workers import Died, in_parallel
 from ilrec_sb3.cells import (
     CELL,
     FAILED,
@@ -36,21 +44,13 @@ from ilrec_sb3.cells import (
     write_cell,
     write_failure,
 )
-from ilrec_sb3.grid import DemonstrationSpec, Grid, GridEnvironment, GridRow
-from ilrec_sb3.stages import (
-    Stages,
-    demonstrations_hash,
-    demonstrations_path,
-    keep_demonstrations,
-)
-from ilrec_sb3.workers import Died, in_parallel
 from recsim_env import artefacts
 from recsim_env.errors import DataError, IlrecError, near_miss
 from recsim_env.threads import one_thread
 from recsim_env.trajectories import Trajectory, load_trajectories
 
 if TYPE_CHECKING:
-    from ilrec_sb3.benchmark_report import Background
+    from ilrec_sb3.benchmark.report import Background
 
 __all__ = ["BenchmarkResult", "background", "run_benchmark"]
 
@@ -221,7 +221,7 @@ def run_benchmark(
         cache: Folder of prepared artefacts; None: ``ILREC_CACHE``, else the user cache directory.
         jobs: Processes that make cells at the same time.
         only: Labels of rows, with ``*`` for any text; the others are left as they are.
-        environments: Names of environments; the others are left as they are.
+        environments: Names of environments, likewise; the others are left as they are.
         fresh: Makes the chosen cells anew.
         report_only: Makes no cell.
         dry_run: Makes nothing, and says what would be made.
@@ -269,14 +269,14 @@ def _choose(
         if not any(_fits(name, label) for name in labels):
             raise DataError(f"No row is called {label!r}; {near_miss(label, labels)}.")
     for name in environments:
-        if name not in grid.environments:
+        if not any(_fits(there, name) for there in grid.environments):
             known = near_miss(name, grid.environments)
             raise DataError(f"The grid has no environment {name!r}; {known}.")
     chosen = [
         (row, task)
         for row, task in grid.tasks()
         if (not only or any(_fits(task.label, label) for label in only))
-        and (not environments or task.environment in environments)
+        and (not environments or any(_fits(task.environment, name) for name in environments))
     ]
     if not chosen:
         raise DataError(
@@ -517,9 +517,9 @@ def _conclude(
         for name, environment in grid.environments.items()
         if name in played
     }
-    from ilrec_sb3 import benchmark_report
+    from ilrec_sb3.benchmark.report import write_report
 
-    report = benchmark_report.write_report(
+    report = write_report(
         folder,
         cells,
         backgrounds,
@@ -539,7 +539,7 @@ def background(name: str, environment: GridEnvironment, stage: Stage) -> Backgro
         environment: Its settings.
         stage: Where it is played.
     """
-    from ilrec_sb3.benchmark_report import Background
+    from ilrec_sb3.benchmark.report import Background
 
     prepared = stage.train.prepared
     rows = prepared.dataset.interactions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ilrec_sb3.benchmark_references import PLANNED, Published, published_name
-from ilrec_sb3.benchmark_rows import (
+from ilrec_sb3.benchmark.references import PLANNED, Published, published_name
+from ilrec_sb3.benchmark.rows import (
     ORACLE,
     OURS,
     RANDOM,
@@ -19,7 +19,7 @@ from ilrec_sb3.benchmark_rows import (
     speed_bars,
     time_to,
 )
-from ilrec_sb3.benchmark_text import TOO_FEW, between, listing, number, percent, signed
+from ilrec_sb3.benchmark.text import TOO_FEW, between, listing, number, percent, signed
 
 __all__ = [
     "ablation_verdict",

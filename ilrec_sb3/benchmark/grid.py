@@ -6,7 +6,6 @@ nearest that is known.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import re
@@ -16,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ilrec_sb3.baselines import find_algorithm
+from ilrec_sb3.baselines import check_settings, find_algorithm
 from ilrec_sb3.cells import DEMONSTRATIONS, PLANNERS, Task, cell_name
 from recsim_env.errors import DataError, MissingDataError, near_miss
-from recsim_env.settings import from_mapping
+from recsim_env.settings import check_range, check_types, from_mapping
 
 __all__ = ["DemonstrationSpec", "Grid", "GridEnvironment", "GridRow", "load_grid"]
 
@@ -70,8 +69,8 @@ class GridEnvironment:
 
     def __post_init__(self) -> None:
         """Checks types and names."""
-        _check(self, texts=("dataset", "termination", "setting", "title"), mappings=("options",))
-        _check(self, counts=("window", "max_repeats", "limit", "episodes"))
+        check_types(self)
+        check_range(self, "window", "max_repeats", "limit", "episodes", least=1)
         if self.setting is None:
             self._check_rule()
             return
@@ -121,11 +120,8 @@ class DemonstrationSpec:
 
     def __post_init__(self) -> None:
         """Checks types and names."""
-        _check(
-            self,
-            texts=("source", "file", "planner", "algorithm"),
-            counts=("steps", "sessions"),
-        )
+        check_types(self)
+        check_range(self, "steps", "sessions", least=1)
         given = [n for n in ("source", "file", "planner", "algorithm") if getattr(self, n)]
         if len(given) > 1:
             raise DataError(
@@ -196,19 +192,20 @@ class GridRow:
 
     def __post_init__(self) -> None:
         """Checks types and names."""
-        _check(self, texts=("algorithm", "label", "group"), counts=("steps",))
-        _check(self, mappings=("settings", "sweep"))
-        _check_json(self.name, {**self.settings, **self.sweep})
-        for name in ("environments", "seeds"):
-            _as_tuple(self, name, str if name == "environments" else int)
-        if self.group not in GROUPS:
-            raise DataError(f"group={self.group!r} is not known; {near_miss(self.group, GROUPS)}.")
-        for name, values in self.sweep.items():
-            if not isinstance(values, (list, tuple)) or not values:
-                raise DataError(f"sweep.{name}={values!r} came; expected a list of values.")
         if self.demonstrations is not None:
             spec = DemonstrationSpec.parse(self.demonstrations)
             object.__setattr__(self, "demonstrations", spec)
+        check_types(self)
+        check_range(self, "steps", least=1)
+        _check_json(self.name, {**self.settings, **self.sweep})
+        _as_tuple(self, "environments", "names")
+        _as_tuple(self, "seeds", "whole numbers")
+        _check_seeds(self.seeds)
+        if self.group not in GROUPS:
+            raise DataError(f"group={self.group!r} is not known; {near_miss(self.group, GROUPS)}.")
+        for name, values in self.sweep.items():
+            if not values:
+                raise DataError(f"sweep.{name}={values!r} came; expected a list of values.")
         self._check_algorithm()
 
     def _check_algorithm(self) -> None:
@@ -230,18 +227,17 @@ class GridRow:
 
     def _check_settings(self) -> None:
         """Refuses what the algorithm's constructor does not take, before anything is made."""
-        known = _settings_of(self.algorithm)
-        for name in (*self.settings, *self.sweep):
+        swept = [(name, value) for name, values in self.sweep.items() for value in values]
+        for name, value in (*self.settings.items(), *swept):
             if name in _FIXED:
                 raise DataError(
                     f"{self.name!r} came with {name!r} among its settings, which {_FIXED[name]}: "
                     "leave it out there."
                 )
-            if name not in known:
-                raise DataError(
-                    f"{self.name!r} came with the setting {name!r}, which {self.algorithm} does "
-                    f"not have; {near_miss(name, known)}."
-                )
+            try:
+                check_settings(self.algorithm, {name: value})
+            except DataError as error:
+                raise DataError(f"The row {self.name!r}: {error}") from error
 
     @property
     def name(self) -> str:
@@ -306,10 +302,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Checks types, names and that no two cells share a folder."""
-        _check(self, texts=("name", "title", "device"), mappings=("environments",))
-        _check(self, counts=("steps", "offline_steps", "episodes", "curve_episodes"))
-        _check(self, sizes=("evaluation_seed", "curve_points"), flags=("models",))
-        _as_tuple(self, "seeds", int)
+        check_types(self)
+        check_range(self, "steps", "offline_steps", "episodes", "curve_episodes", least=1)
+        check_range(self, "evaluation_seed", "curve_points", least=0)
+        _as_tuple(self, "seeds", "whole numbers")
+        _check_seeds(self.seeds)
         if cell_name(self.name, None) != self.name:
             raise DataError(
                 f"name={self.name!r} came; expected letters, digits, - and _, as a folder is named "
@@ -489,20 +486,6 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _settings_of(algorithm: str) -> set[str]:
-    """Returns the names of the settings that an algorithm takes, those of its bases included."""
-    chosen = find_algorithm(algorithm)
-    known = {"n_sessions"} | ({"reward_model"} if chosen.reward else set())
-    for kind in chosen.kind.__mro__:
-        if "__init__" not in vars(kind):
-            continue
-        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
-        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return known - {"self", "_init_setup_model", *_FIXED}
-
-
 def _check_json(name: str, values: Mapping[str, Any]) -> None:
     """Refuses values that JSON, in which a run keeps them, does not have."""
     for setting, value in values.items():
@@ -515,55 +498,16 @@ def _check_json(name: str, values: Mapping[str, Any]) -> None:
             ) from error
 
 
-def _as_tuple(settings: Any, name: str, kind: type) -> None:
-    """Makes a list a tuple, having checked that it is one of ``kind`` without doubles."""
+def _as_tuple(settings: Any, name: str, said: str) -> None:
+    """Makes a list a tuple, having checked that something is in it, and nothing twice."""
     values = getattr(settings, name)
     if values is None:
         return
-    fits = isinstance(values, (list, tuple)) and values
-    if not fits or not all(_is(value, kind) for value in values) or len(set(values)) < len(values):
-        said = "whole numbers" if kind is int else "names"
+    if not values or len(set(values)) < len(values):
         raise DataError(f"{name}={values!r} came; expected a list of {said}, none twice.")
-    if kind is int and not 0 <= min(values) <= max(values) <= _MOST_SEED:
-        raise DataError(f"{name}={values!r} came; expected numbers of 0 or more, below 2^32.")
     object.__setattr__(settings, name, tuple(values))
 
 
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _check(
-    settings: Any,
-    *,
-    texts: Sequence[str] = (),
-    counts: Sequence[str] = (),
-    sizes: Sequence[str] = (),
-    flags: Sequence[str] = (),
-    mappings: Sequence[str] = (),
-) -> None:
-    """Refuses values of another type, and numbers that are too small; None is left out.
-
-    Args:
-        settings: The dataclass.
-        texts: Names of fields that hold text.
-        counts: Whole numbers of 1 or more.
-        sizes: Whole numbers of 0 or more.
-        flags: True or False.
-        mappings: Tables.
-    """
-    wanted: list[tuple[Sequence[str], type, str]] = [
-        (texts, str, "text"),
-        (counts, int, "a whole number of 1 or more"),
-        (sizes, int, "a whole number of 0 or more"),
-        (flags, bool, "true or false"),
-        (mappings, Mapping, "a table"),
-    ]
-    for names, kind, said in wanted:
-        for name in names:
-            value = getattr(settings, name)
-            if value is None:
-                continue
-            least = 1 if names is counts else 0
-            if not _is(value, kind) or (kind is int and value < least):
-                raise DataError(f"{name}={value!r} came; expected {said}.")
+def _check_seeds(seeds: Sequence[int] | None) -> None:
+    if seeds is not None and not 0 <= min(seeds) <= max(seeds) <= _MOST_SEED:
+        raise DataError(f"seeds={seeds!r} came; expected numbers of 0 or more, below 2^32.")

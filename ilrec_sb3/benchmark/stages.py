@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from ilrec_sb3.baselines import find_algorithm, make_model
+from ilrec_sb3.benchmark.grid import DemonstrationSpec, GridEnvironment
 from ilrec_sb3.cells import Stage, cell_name, make_planner
 from ilrec_sb3.evaluation import as_planner
-from ilrec_sb3.experiment import ExperimentConfig, experiment_dynamics
-from ilrec_sb3.grid import DemonstrationSpec, GridEnvironment
+from ilrec_sb3.experiment import ExperimentConfig, experiment_dynamics, prepare_data
 from recsim_env import artefacts
 from recsim_env.demonstrations import demonstrations
 from recsim_env.dynamics import Dynamics
 from recsim_env.errors import DataError, MissingDataError, near_miss
 from recsim_env.planners import Planner, explore, run_episodes
-from recsim_env.prepare import Session, prepare
+from recsim_env.prepare import Session
 from recsim_env.simulator import Observer
 from recsim_env.trajectories import Trajectory, load_trajectories, save_trajectories
 
@@ -80,18 +80,14 @@ class Stages:
             return Stage(*easyrl4rec_stage(self.data, self.cache, self.progress, **options))
         config = ExperimentConfig(
             dataset=environment.dataset,
+            data=self.data,
+            options=environment.options,
             termination=environment.termination,
             window=environment.window,
             max_repeats=environment.max_repeats,
             limit=environment.limit,
         )
-        prepared = prepare(
-            environment.dataset,
-            root=self.data,
-            cache=self.cache,
-            progress=self.progress,
-            options=dict(environment.options),
-        )
+        prepared = prepare_data(config, self.cache, self.progress)
         train, test = experiment_dynamics(config, prepared)
         return Stage(train, {"": test})
 

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ilrec_sb3 import benchmark_tables as tables
-from ilrec_sb3 import benchmark_verdicts as verdicts
-from ilrec_sb3 import metrics
-from ilrec_sb3.benchmark_plots import curves_png, returns_png, sensitivity_png
-from ilrec_sb3.benchmark_references import CAVEATS, REFERENCES, Published, published_name
-from ilrec_sb3.benchmark_rows import FEW, SPECIAL, Background, Figures, Results, Row, gather
-from ilrec_sb3.benchmark_tables import Table
+from ilrec_sb3.benchmark import metrics, tables, verdicts
+from ilrec_sb3.benchmark.plots import curves_png, returns_png, sensitivity_png
+from ilrec_sb3.benchmark.references import CAVEATS, REFERENCES, Published, published_name
+from ilrec_sb3.benchmark.rows import FEW, SPECIAL, Background, Figures, Results, Row, gather
+from ilrec_sb3.benchmark.tables import Table
 from ilrec_sb3.cells import DEMONSTRATIONS, CellResult
 from recsim_env.artefacts import write_file
 

@@ -1,0 +1,327 @@
+"""The environment as ``ilrec lea prepare`` asks it: its options, and its stages on disk."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from recsim_env import artefacts
+from recsim_env import command_line as cl
+from recsim_env.errors import ArtefactError, DataError
+from recsim_env.settings import check_type, from_mapping
+
+if TYPE_CHECKING:
+    from llm_expert.environment.environment import EnvironmentConfig, LLMEnvironment
+    from llm_expert.environment.item_tokens import ItemTokens
+    from llm_expert.environment.language_model import LanguageModel, SmallModelConfig
+    from recsim_env.environment_feedback import EnvironmentFeedback
+    from recsim_env.sequences import Examples, IntArray, SequenceData
+
+__all__ = ["LanguageModelSource", "source"]
+
+logger = logging.getLogger(__name__)
+
+SMALL = "small"
+T = TypeVar("T")
+
+
+class LanguageModelSource:
+    """A language model as the environment; a `recsim_env.command_line.FeedbackSource`.
+
+    Its stages are the language model (where it is trained on the catalogue's text), the item
+    tokens, the tuned environment, and the feedback in pieces. Each is kept under a hash of all that
+    it depends on, so that feedbacks which differ in the share of the users, say, have the first two
+    in common.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds options that set up the environment."""
+        group = parser.add_argument_group("the language model as environment")
+        group.add_argument(
+            "--llm",
+            default=SMALL,
+            metavar="NAME",
+            help="a causal language model of Hugging Face by name or folder, or small: one that is "
+            "trained on the catalogue's text alone and knows nothing else (default: small)",
+        )
+        group.add_argument("--llm-device", metavar="NAME", help="cpu, cuda:0, or auto for all GPUs")
+        group.add_argument(
+            "--llm-dtype", metavar="NAME", help="type of its numbers, such as bfloat16"
+        )
+        group.add_argument(
+            "--share",
+            type=float,
+            default=0.1,
+            metavar="S",
+            help="of the users that it is tuned on (default: 0.1)",
+        )
+        group.add_argument(
+            "--epochs",
+            type=cl.positive,
+            default=10,
+            metavar="N",
+            help="passes over their examples (default: 10)",
+        )
+        group.add_argument(
+            "--item-tokens",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="items as vectors that tell their texts; off: as their titles (default: on)",
+        )
+        group.add_argument(
+            "--state-loss",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="tune states to tell users apart (default: on)",
+        )
+        group.add_argument(
+            "--choice-loss",
+            action=argparse.BooleanOptionalAction,
+            default=False,
+            help="tune the choice among five, too, which the paper does not (default: off)",
+        )
+        group.add_argument(
+            "--negatives",
+            type=cl.positive,
+            default=1,
+            metavar="N",
+            help="items nobody took that get a reward, for each example (default: 1)",
+        )
+        group.add_argument(
+            "--llm-seed", type=cl.seed, default=0, metavar="S", help="of all of it (default: 0)"
+        )
+        group.add_argument(
+            "--chunk",
+            type=cl.positive,
+            default=512,
+            metavar="N",
+            help="examples in a piece that is kept (default: 512)",
+        )
+        group.add_argument(
+            "--tune",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="a field of EnvironmentConfig, such as iterations=100; may be repeated",
+        )
+        group.add_argument(
+            "--small",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="a field of SmallModelConfig, such as epochs=4; may be repeated",
+        )
+
+    def settings(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
+        """Returns all that the feedback depends on beside data and candidates.
+
+        Args:
+            arguments: The command line.
+
+        Raises:
+            DataError: An option cannot be used.
+        """
+        small = _small_config(arguments)
+        return {
+            "llm": arguments.llm,
+            "dtype": arguments.llm_dtype,
+            "seed": arguments.llm_seed,
+            "negatives": arguments.negatives,
+            "small": None if small is None else asdict(small),
+            "tuning": asdict(_config(arguments)),
+        }
+
+    def feedback(
+        self,
+        arguments: argparse.Namespace,
+        data: SequenceData,
+        examples: Examples,
+        candidates: IntArray,
+        folder: Path,
+        progress: bool,
+    ) -> EnvironmentFeedback:
+        """Makes what is missing in a folder and computes the feedback.
+
+        Args:
+            arguments: The command line.
+            data: The sequences.
+            examples: m train examples.
+            candidates: (m, 5) items for the language model to choose from.
+            folder: Keeps the stages.
+            progress: Shows progress bars.
+
+        Raises:
+            ModelSpecError: The language model cannot be loaded.
+            LLMError: It gave numbers that are not finite.
+        """
+        from llm_expert.environment.precompute import precompute
+        from recsim_env.environment_feedback import sample_negatives
+
+        config, seed = _config(arguments), arguments.llm_seed
+        stages = _Stages(folder, data, seed, progress)
+        lm = stages.language_model(arguments)
+        tokens = stages.item_tokens(lm, config) if config.item_tokens else None
+        environment = stages.environment(lm, config, tokens)
+        return precompute(
+            environment,
+            examples,
+            negatives=sample_negatives(examples, arguments.negatives, seed),
+            candidates=candidates,
+            folder=folder / "pieces",
+            chunk=arguments.chunk,
+            progress=progress,
+        )
+
+
+source = LanguageModelSource()
+"""What the entry point names."""
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """What takes long, by what it depends on.
+
+    Attributes:
+        folder: Keeps it.
+        data: The sequences.
+        seed: Of all draws.
+        progress: Shows progress bars.
+    """
+
+    folder: Path
+    data: SequenceData
+    seed: int
+    progress: bool
+
+    def language_model(self, arguments: argparse.Namespace) -> LanguageModel:
+        """Returns the language model, loaded or trained."""
+        from llm_expert.environment.language_model import (
+            load_language_model,
+            small_language_model,
+        )
+        from llm_expert.environment.prompts import practice_sentences
+
+        device, dtype = arguments.llm_device, arguments.llm_dtype
+        config = _small_config(arguments)
+        if config is None:
+            return load_language_model(arguments.llm, device=device, dtype=dtype)
+        key = artefacts.key(data=self.data.fingerprint, config=asdict(config), seed=self.seed)
+        folder = self.folder / f"language_model-{key[:16]}"
+        if not artefacts.check_folder(folder):
+            practice = practice_sentences(self.data, self.data.n_items, self.seed)
+            texts = [*self.data.texts, *practice]
+            made = small_language_model(
+                texts, seed=self.seed, config=config, progress=self.progress
+            )
+            made.save(folder)
+        # read back also where it was just made: what comes after must not depend on which it was
+        return load_language_model(folder, device=device, dtype=dtype)
+
+    def item_tokens(self, lm: LanguageModel, config: EnvironmentConfig) -> ItemTokens:
+        """Returns the vectors of the items."""
+        from llm_expert.environment.item_tokens import ItemTokens, item_tokens
+
+        key = artefacts.key(
+            lm=lm.fingerprint,
+            data=self.data.fingerprint,
+            iterations=config.iterations,
+            learning_rate=config.token_learning_rate,
+            seed=self.seed,
+        )
+        path = self.folder / f"item_tokens-{key[:16]}.safetensors"
+
+        def make() -> ItemTokens:
+            made = item_tokens(
+                lm,
+                self.data,
+                iterations=config.iterations,
+                learning_rate=config.token_learning_rate,
+                seed=self.seed,
+                folder=self.folder / "pieces",
+                progress=self.progress,
+            )
+            made.save(path)
+            return made
+
+        return _kept(path, lambda: ItemTokens.load(path), make)
+
+    def environment(
+        self, lm: LanguageModel, config: EnvironmentConfig, tokens: ItemTokens | None
+    ) -> LLMEnvironment:
+        """Returns the tuned language model."""
+        from llm_expert.environment.environment import LLMEnvironment
+
+        key = artefacts.key(
+            lm=lm.fingerprint,
+            data=self.data.fingerprint,
+            config=asdict(config),
+            tokens=None if tokens is None else tokens.source,
+            seed=self.seed,
+        )
+        folder = self.folder / f"environment-{key[:16]}"
+
+        def make() -> LLMEnvironment:
+            made = LLMEnvironment.fit(
+                lm, self.data, config, self.seed, self.progress, tokens=tokens
+            )
+            made.save(folder)
+            return made
+
+        return _kept(folder, lambda: LLMEnvironment.load(folder, lm), make)
+
+
+def _kept(path: Path, load: Callable[[], T], make: Callable[[], T]) -> T:
+    """Returns what is kept at a path, or makes it where it is not there or broken."""
+    if path.exists():
+        try:
+            return load()
+        except ArtefactError as error:
+            logger.warning("%s It is made again.", error)
+    return make()
+
+
+def _small_config(arguments: argparse.Namespace) -> SmallModelConfig | None:
+    """Returns the sizes of the small model; None where another one is asked for."""
+    from llm_expert.environment.language_model import SmallModelConfig
+
+    values = _fields(arguments.small, "--small", SmallModelConfig)
+    if arguments.llm != SMALL:
+        if values:
+            raise DataError(
+                f"--small came with --llm {arguments.llm}, expected it with the small model alone: "
+                "leave it out."
+            )
+        return None
+    return from_mapping(SmallModelConfig, values)
+
+
+def _config(arguments: argparse.Namespace) -> EnvironmentConfig:
+    """Returns how the environment is tuned."""
+    from llm_expert.environment.environment import EnvironmentConfig
+
+    flags = {
+        "share": arguments.share,
+        "epochs": arguments.epochs,
+        "item_tokens": arguments.item_tokens,
+        "state_loss": arguments.state_loss,
+        "choice_loss": arguments.choice_loss,
+    }
+    values = _fields(arguments.tune, "--tune", EnvironmentConfig)
+    for name in flags:
+        if name in values:
+            flag = name.replace("_", "-")
+            raise DataError(f"--tune {name}=... came; it has an option of its own: give --{flag}.")
+    return from_mapping(EnvironmentConfig, {**flags, **values})
+
+
+def _fields(given: list[str], flag: str, kind: type) -> dict[str, Any]:
+    """Returns KEY=VALUE arguments as fields of a dataclass, having checked their types."""
+    values = cl.json_pairs(given, flag)
+    for item in fields(kind):
+        if item.name in values:
+            check_type(f"{flag} {item.name}", values[item.name], type(item.default))
+    return values

@@ -1,0 +1,510 @@
+"""Experiments with LEA: feedback by stages, grids, cells, reports."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ilrec_sb3.lea import LEA, experiment
+from ilrec_sb3.lea.experiment import (
+    FEEDBACK,
+    Candidates,
+    Finished,
+    RecommenderGrid,
+    RecommenderTask,
+    Trained,
+    floor_ranks,
+    load_data,
+    load_recommender_grid,
+    make_source,
+    prepare_feedback,
+    run_recommender_benchmark,
+    source_arguments,
+)
+from ilrec_sb3.lea.report import compare, estimate, gains
+from llm_expert.environment import plugin
+from llm_expert.environment.environment import LLMEnvironment
+from recsim_env.environment_feedback import EnvironmentFeedback, sample_negatives
+from recsim_env.errors import DataError, MissingDataError
+from recsim_env.sequences import Examples, IntArray, SequenceData
+
+GRIDS = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "lea").glob("*.toml"))
+OPTIONS = {"n_users": 30, "n_items": 12, "length": 6}
+TINY = {"dim": 8, "learning_rate": 0.01}
+
+
+class FakeSource:
+    """An environment that knows the chain of the synthetic sequences."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.fails: Exception | BaseException | None = None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--share", type=float, default=0.1)
+        parser.add_argument("--state-loss", action=argparse.BooleanOptionalAction, default=True)
+        parser.add_argument("--tune", action="append", default=[])
+
+    def settings(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
+        return {"share": arguments.share, "state_loss": arguments.state_loss}
+
+    def feedback(
+        self,
+        arguments: argparse.Namespace,
+        data: SequenceData,
+        examples: Examples,
+        candidates: IntArray,
+        folder: Path,
+        progress: bool,
+    ) -> EnvironmentFeedback:
+        del data, folder, progress
+        self.asked += 1
+        if self.fails is not None:
+            raise self.fails
+        m = len(examples)
+        negatives = sample_negatives(examples, 1, 0)
+        return EnvironmentFeedback(
+            states=np.eye(12, dtype=np.float32)[examples.histories[:, -1]],
+            next_states=np.eye(12, dtype=np.float32)[examples.targets],
+            rewards=np.full(m, arguments.share, np.float32),
+            negatives=negatives,
+            negative_rewards=np.zeros((m, 1), np.float32),
+            augmented=candidates[:, 0],
+            augmented_rewards=np.ones(m, np.float32),
+            examples=examples.fingerprint,
+        )
+
+
+@pytest.fixture(scope="module")
+def data() -> SequenceData:
+    return load_data("synthetic", options=OPTIONS)
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> FakeSource:
+    made = FakeSource()
+    bring(monkeypatch, SimpleNamespace(name="fake", load=lambda: made))
+    return made
+
+
+def bring(monkeypatch: pytest.MonkeyPatch, *entries: Any) -> None:
+    """Lets these entry points be the installed ones."""
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: list(entries))
+
+
+def grid_of(**changes: Any) -> RecommenderGrid:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "datasets": {"made": {"dataset": "synthetic", "options": OPTIONS}},
+        "variants": ["Normal", "SNQN", "SNQN-LEASR"],
+        "backbones": ["GRU4Rec"],
+        "seeds": [0, 1],
+        "steps": 4,
+        "evaluate_every": 2,
+        "settings": TINY,
+    }
+    return RecommenderGrid.from_dict({**values, **changes})
+
+
+# -- data and floors -------------------------------------------------------------------------------
+
+
+def test_floors_by_hand() -> None:
+    # train targets: 1, 2, 1, 2, 3; what follows: 0 -> 1 twice, 1 -> 2 twice, 2 -> 3
+    sequences = ([0, 1, 2], [0, 1, 2, 3], [1, 2, 0, 1])
+    codes = ([-1, 0, 0], [-1, 0, 0, 0], [-1, 2, 2, 2])
+    made = SequenceData(
+        "hand",
+        ("a", "b", "c", "d"),
+        ("A", "B", "C", "D"),
+        ("A", "B", "C", "D"),
+        "thing",
+        tuple(np.array(s) for s in sequences),
+        tuple(np.array(c, np.int8) for c in codes),
+    )
+    # test: 1 -> 2, 2 -> 0, 0 -> 1. Popularity: items 1 and 2 twice (the target counts as the last
+    # of equals), item 3 once, item 0 never.
+    found = floor_ranks(made)
+    assert found["popularity"].tolist() == [2, 4, 2]
+    # item 2 first after 1; item 0 is last after 2; item 1 first after 0
+    assert found["last item"].tolist() == [1, 4, 1]
+
+
+def test_data_by_name(tmp_path: Path) -> None:
+    assert load_data("synthetic", options=OPTIONS).n_items == 12
+    with pytest.raises(DataError, match="did you mean 'industrial'"):
+        load_data("industrie", cache=tmp_path)
+    with pytest.raises(DataError, match="no option 'n_user'"):
+        load_data("synthetic", options={"n_user": 3})
+
+
+# -- feedback --------------------------------------------------------------------------------------
+
+
+def prepared(data: SequenceData, source: Any, folder: Path, **options: Any) -> EnvironmentFeedback:
+    candidates = Candidates(options.pop("backbone", "GRU4Rec"), 4, 0, {"evaluate_every": 2, **TINY})
+    return prepare_feedback(
+        data,
+        source,
+        source_arguments(source, options),
+        folder,
+        candidates=candidates,
+        progress=False,
+    )
+
+
+def test_feedback_is_made_once_for_each_setting(
+    data: SequenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeSource()
+    first = prepared(data, source, tmp_path)
+    assert (tmp_path / FEEDBACK).exists()
+    about = json.loads((tmp_path / "settings.json").read_text())
+    assert about["environment"] == {"share": 0.1, "state_loss": True}
+    trained: list[LEA] = []
+    real = LEA.learn
+
+    def learn(self: LEA, *given: Any, **named: Any) -> LEA:
+        trained.append(self)
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(LEA, "learn", learn)
+    again = prepared(data, source, tmp_path)
+    assert source.asked == 1
+    np.testing.assert_array_equal(again.rewards, first.rewards)
+    # another share: asked again, with the candidates that are there
+    assert prepared(data, source, tmp_path, share=0.5).rewards[0] == np.float32(0.5)
+    assert source.asked == 2
+    assert not trained
+    # another backbone: other candidates
+    prepared(data, source, tmp_path, backbone="SASRec")
+    assert len(trained) == 1
+    # a broken file is no feedback
+    (tmp_path / FEEDBACK).write_bytes(b"broken")
+    prepared(data, source, tmp_path, backbone="SASRec")
+    assert source.asked == 4
+    EnvironmentFeedback.load(tmp_path / FEEDBACK, data.examples("train"))
+
+
+def test_what_was_stopped_leaves_no_settings_behind(data: SequenceData, tmp_path: Path) -> None:
+    source = FakeSource()
+    prepared(data, source, tmp_path)
+    source.fails = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        prepared(data, source, tmp_path, share=0.5)
+    assert not (tmp_path / "settings.json").exists()
+    source.fails = None
+    assert prepared(data, source, tmp_path).rewards[0] == np.float32(0.1)
+    assert source.asked == 3
+
+
+def test_options_of_a_file() -> None:
+    source = FakeSource()
+    found = source_arguments(source, {"share": 0.3, "state_loss": False, "tune": ["a=1", "b=2"]})
+    assert vars(found) == {"share": 0.3, "state_loss": False, "tune": ["a=1", "b=2"]}
+    with pytest.raises(DataError, match="no option 'shares'; did you mean 'share'"):
+        source_arguments(source, {"shares": 0.3})
+    with pytest.raises(DataError, match="do not fit: argument --share"):
+        source_arguments(source, {"share": "much"})
+
+
+def test_no_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    bring(monkeypatch)
+    with pytest.raises(DataError, match="No installed package brings an environment"):
+        make_source()
+
+
+def test_a_tiny_language_model_as_source(
+    data: SequenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "share": 0.2,
+        "epochs": 1,
+        "chunk": 40,
+        "negatives": 2,
+        "small": ["vocabulary=420", "hidden=16", "heads=2", "layers=1", "epochs=1"],
+        "tune": ["iterations=2", "lora_rank=2"],
+    }
+    first = prepared(data, plugin.source, tmp_path, **options)
+    assert first.negatives.shape == (len(data.examples("train")), 2)
+    assert first.augmented is not None
+    # with everything but the last file there, no language model has to say anything
+    (tmp_path / FEEDBACK).unlink()
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again")
+
+    # by the modules, since functions of the same names are in the package
+    language_models = importlib.import_module("llm_expert.environment.language_model")
+    tokens = importlib.import_module("llm_expert.environment.item_tokens")
+    with monkeypatch.context() as patch:
+        patch.setattr(LLMEnvironment, "fit", never)
+        patch.setattr(LLMEnvironment, "ask", never)
+        patch.setattr(language_models, "small_language_model", never)
+        patch.setattr(tokens, "item_tokens", never)
+        again = prepared(data, plugin.source, tmp_path, **options)
+    np.testing.assert_array_equal(again.states, first.states)
+    np.testing.assert_array_equal(again.augmented, first.augmented)
+    # another share: the language model and the item tokens stay
+    with monkeypatch.context() as patch:
+        patch.setattr(language_models, "small_language_model", never)
+        patch.setattr(tokens, "item_tokens", never)
+        other = prepared(data, plugin.source, tmp_path, **{**options, "share": 1.0})
+    assert not np.array_equal(other.states, first.states)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 2.0}, "above 0"),
+        ({"tune": ["lora_rang=2"]}, "did you mean 'lora_rank'"),
+        ({"tune": ["lora_rank=two"]}, "lora_rank='two' came; expected a whole number"),
+        ({"tune": ["share=0.2"]}, "give --share"),
+        ({"small": ["hidden=7"]}, "expected a divisor"),
+        ({"llm": "some/model", "small": ["hidden=8"]}, "with the small model alone"),
+    ],
+)
+def test_options_of_the_language_model(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        plugin.source.settings(source_arguments(plugin.source, options))
+
+
+def test_a_flag_and_a_field_reach_the_environment() -> None:
+    options = {"state_loss": False, "choice_loss": True, "tune": ["lora_rank=2"]}
+    tuning = plugin.source.settings(source_arguments(plugin.source, options))["tuning"]
+    told = {name: tuning[name] for name in ("state_loss", "choice_loss", "lora_rank", "share")}
+    assert told == {"state_loss": False, "choice_loss": True, "lora_rank": 2, "share": 0.1}
+
+
+# -- the grid --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_grids_of_the_project(path: Path) -> None:
+    grid = load_recommender_grid(path)
+    tasks = list(grid.tasks())
+    assert len({task.name for task in tasks}) == len(tasks)
+    for task in tasks:
+        if task.needs_feedback:
+            plugin.source.settings(source_arguments(plugin.source, task.feedback))
+    compared = {row.name: grid.baseline(row) for row in grid.rows}
+    assert set(compared.values()) - {None} <= set(compared)
+
+
+def test_two_networks_get_twice_the_steps() -> None:
+    tasks = {task.label: task for task in grid_of(seeds=[0]).tasks()}
+    plain, doubled = tasks["Normal"], tasks["SNQN"]
+    assert (plain.steps, plain.settings["evaluate_every"]) == (4, 2)
+    assert (doubled.steps, doubled.settings["evaluate_every"]) == (8, 4)
+    assert plain.candidates is None
+    assert doubled.feedback == {}
+    candidates = tasks["SNQN-LEASR"].candidates
+    assert candidates == Candidates("GRU4Rec", 4, 0, {"evaluate_every": 2, **TINY})
+
+
+def test_settings_go_from_the_grid_to_the_row() -> None:
+    grid = grid_of(
+        variants=[],
+        feedback={"share": 0.1},
+        datasets={
+            "made": {
+                "dataset": "synthetic",
+                "settings": {"dim": 4},
+                "feedback": {"state_loss": False},
+            }
+        },
+        rows=[
+            {"variant": "SNQN-LES", "settings": {"gamma": 0.3}, "feedback": {"share": 0.5}},
+            {"variant": "SNQN", "label": "plain"},
+        ],
+    )
+    first, second = [task for task in grid.tasks() if task.seed == 0]
+    assert first.settings == {"evaluate_every": 4, **TINY, "dim": 4, "gamma": 0.3}
+    assert first.feedback == {"share": 0.5, "state_loss": False}
+    assert second.label == "plain"
+    assert grid.baseline(grid.rows[0]) is None  # no row is called SNQN
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": ["SNQN-LEASRR"]}, "no variant 'SNQN-LEASRR'.*did you mean 'SNQN-LEASR'"),
+        ({"backbones": ["SASREC"]}, "backbone 'SASREC' is not known; did you mean 'SASRec'"),
+        ({"settings": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
+        ({"settings": {"learning_rate": "fast"}}, "learning_rate='fast' came; expected a number"),
+        ({"settings": {"seed": 3}}, "is given by itself"),
+        ({"settings": {"evaluate_every": 3}}, "belongs to the grid"),
+        ({"variants": []}, "0 rows"),
+        ({"variants": ["SNQN", "SNQN"]}, "share the folder"),
+        ({"rows": [{"variant": "SNQN-LES", "baseline": "SNQ"}]}, "compared with 'SNQ'"),
+        ({"rows": [{"variant": "SA2C", "datasets": ["mode"]}]}, "did you mean 'made'"),
+        ({"rows": [{"variant": "SA2C", "feedback": {"share": 1}}]}, "needs nothing"),
+        ({"rows": [{"label": "x"}]}, "row came without 'variant'"),
+        ({"steps": 0}, "steps of 1 or more"),
+        ({"seed": [1]}, "no setting 'seed'; did you mean 'seeds'"),
+        ({"name": "a/b"}, "a folder is named after it"),
+        ({"datasets": [1]}, "of another form"),
+    ],
+)
+def test_wrong_grids(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        grid_of(**changes)
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match="is not there; name a grid file"):
+        load_recommender_grid(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(DataError, match=r"bad\.toml is not TOML"):
+        load_recommender_grid(tmp_path / "bad.toml")
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def test_cells_are_made_once_and_reported(tmp_path: Path, source: FakeSource) -> None:
+    said: list[str] = []
+    grid = grid_of()
+    report, failed = run_recommender_benchmark(grid, tmp_path, say=said.append, command=["ilrec"])
+    assert (report, failed) == (tmp_path / "report.md", 0)
+    assert source.asked == 1
+    cell = tmp_path / "cells" / "made" / "GRU4Rec" / "SNQN-LEASR-seed1"
+    kept = json.loads((cell / "metrics.json").read_text())
+    assert kept["steps"] == 8
+    assert kept["test"].keys() == kept["valid"].keys() == set(experiment.metric_names())
+    with (cell / "curve.csv").open() as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["4", "8"]
+    text = (tmp_path / "report.md").read_text()
+    assert "| last item | – |" in text
+    assert "SNQN-LEASR against SNQN: too few seeds." in text
+    assert (tmp_path / "made_curves.png").read_bytes()[:4] == b"\x89PNG"
+    with (tmp_path / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["row"] for row in rows} == {"Normal", "SNQN", "SNQN-LEASR", *experiment.FLOORS}
+    (own,) = [r for r in rows if (r["row"], r["metric"]) == ("SNQN-LEASR", "HR@10")]
+    assert (own["seeds"], own["baseline"]) == ("2", "SNQN")
+    assert float(own["low"]) <= float(own["mean"]) <= float(own["high"])
+
+    said.clear()
+    run_recommender_benchmark(grid, tmp_path, say=said.append)
+    assert said[0] == "0 cells to make, 6 are finished."
+    run_recommender_benchmark(grid, tmp_path, dry_run=True, say=said.append)
+    assert said[-1] == "made/GRU4Rec/SNQN-LEASR-seed1: finished"
+    # other settings of one row: its cells alone
+    rows_changed = [
+        {"variant": "SNQN-LEASR", "settings": {"gamma": 0.1}},
+        {"variant": "SA2C", "label": "later"},
+    ]
+    other = grid_of(variants=["Normal", "SNQN"], rows=rows_changed)
+    said.clear()
+    run_recommender_benchmark(other, tmp_path, only=["*/SNQN*"], say=said.append)
+    assert said[0] == "2 cells to make, 2 are finished."
+    assert said[-1] == "2 cells of the grid are not there; the rest is reported."
+    assert source.asked == 1
+
+
+def test_a_feedback_that_fails_takes_its_cells_with_it(tmp_path: Path, source: FakeSource) -> None:
+    source.fails = DataError("The language model is gone.")
+    said: list[str] = []
+    grid = grid_of(seeds=[0])
+    report, failed = run_recommender_benchmark(grid, tmp_path, say=said.append)
+    assert (report, failed) == (tmp_path / "report.md", 1)
+    text = (tmp_path / "report.md").read_text()
+    assert "1 cells failed: made/GRU4Rec/SNQN-LEASR-seed0" in text
+    reason = json.loads((tmp_path / "cells/made/GRU4Rec/SNQN-LEASR-seed0/failed.json").read_text())[
+        "failed"
+    ]
+    assert reason == "Its feedback could not be made: The language model is gone."
+    source.fails = None
+    said.clear()
+    assert run_recommender_benchmark(grid, tmp_path, say=said.append)[1] == 0
+    assert said[0] == "1 cells to make, 2 are finished."
+
+
+def test_a_cell_that_fails_leaves_the_others(
+    tmp_path: Path, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del source
+
+    def diverge(model: LEA, *given: Any, **named: Any) -> LEA:
+        if model.variant.name == "SNQN":
+            raise FloatingPointError("The loss is nan.")
+        return real(model, *given, **named)
+
+    real = LEA.learn
+    monkeypatch.setattr(LEA, "learn", diverge)
+    grid = grid_of(variants=["Normal", "SNQN"], seeds=[0])
+    report, failed = run_recommender_benchmark(grid, tmp_path)
+    assert failed == 1
+    assert report is not None
+    folder = tmp_path / "cells/made/GRU4Rec/SNQN-seed0"
+    assert json.loads((folder / "failed.json").read_text())["failed"] == "The loss is nan."
+    assert "FloatingPointError" in (folder / "traceback.txt").read_text()
+
+
+def test_what_is_asked_for_must_be_there(tmp_path: Path, source: FakeSource) -> None:
+    del source
+    grid = grid_of()
+    for options, message in (
+        ({"only": ["SNQM"]}, "did you mean 'SNQN'"),
+        ({"datasets": ["mode"]}, "did you mean 'made'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            run_recommender_benchmark(grid, tmp_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="is not there, so there is no cell to report"):
+        run_recommender_benchmark(grid, tmp_path / "none", report_only=True)
+    with pytest.raises(DataError, match="holds no finished cell"):
+        run_recommender_benchmark(grid, tmp_path, report_only=True)
+    wrong = grid_of(feedback={"shares": 0.1})
+    with pytest.raises(DataError, match="did you mean 'share'"):
+        run_recommender_benchmark(wrong, tmp_path)
+    assert not list(tmp_path.glob("cells/*"))
+
+
+def test_work_can_be_sent_to_another_process() -> None:
+    maker = experiment._Maker(grid_of(), None, None, "code")
+    for work in (maker, maker.prepare_all):
+        again = ForkingPickler.loads(bytes(ForkingPickler.dumps(work)))
+        assert callable(again)
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def test_gains_by_hand() -> None:
+    ranks = np.array([1, 3, 7, 30])
+    assert gains(ranks, "HR@5").tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert gains(ranks, "NDCG@10").tolist() == pytest.approx([1.0, 0.5, 1.0 / 3.0, 0.0])
+
+
+def test_estimates_by_hand() -> None:
+    # seeds' means 0, 0.25, 0.5, 0.75: the middle two are averaged
+    values = [np.array([0.0] * (4 - n) + [1.0] * n) for n in range(4)]
+    found = estimate(values)
+    assert (found.mean, found.median, found.seeds) == (0.375, 0.375, 4)
+    assert found.low < 0.375 < found.high
+
+
+def finished(seed: int, ranks: list[int]) -> Finished:
+    task = RecommenderTask("made", "SASRec", "SNQN", "SNQN", seed, 1, {}, {}, None)
+    return Finished(task, Trained({}, {}, np.array(ranks), (), 0, 0, 0.0), "")
+
+
+def test_rows_are_compared_seed_by_seed() -> None:
+    ours = {seed: finished(seed, [1, 1, 1, 30]) for seed in (0, 1, 2)}
+    others = {0: finished(0, [1, 1, 30, 30]), 1: finished(1, [1] * 4), 3: finished(3, [30] * 4)}
+    found = compare(ours, others, "SA2C", "HR@10")
+    assert found is not None
+    # seed 0: 0.75 - 0.5; seed 1: 0.75 - 1; the others are in one row only
+    assert (found.difference.mean, found.above, found.difference.seeds) == (0.0, 1, 2)
+    assert compare(ours, {5: others[3]}, "SA2C", "HR@10") is None
