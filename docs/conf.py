@@ -42,6 +42,7 @@ copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
 
 COMMANDS = ("", "demo", "prepare", "collect", "train", "evaluate", "benchmark")
+LEA = ("lea prepare", "lea train", "lea evaluate", "lea benchmark")
 """Sub-commands whose help is shown on the page on the command line."""
 
 
@@ -49,12 +50,13 @@ def write_help(app: Any) -> None:
     """Writes what `ilrec ... --help` prints, so that the page cannot fall behind the program."""
     folder = Path(app.srcdir) / "_build" / "help"
     folder.mkdir(parents=True, exist_ok=True)
-    for command in COMMANDS:
+    for command in (*COMMANDS, *LEA):
         arguments = [str(Path(sys.executable).with_name("ilrec")), *command.split(), "--help"]
         environment = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}
         run = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
         text = "".join(line.rstrip() + "\n" for line in run.stdout.splitlines())
-        (folder / f"{command or 'ilrec'}.txt").write_text(text, encoding="utf-8")
+        name = command.replace(" ", "_") or "ilrec"
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
 def write_recorded_session(app: Any) -> None:

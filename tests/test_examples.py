@@ -10,6 +10,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SAYS = {
     "custom_rule.py": "ended by",
+    "lea.py": "SNQN-LEASR",
     "llm_agent.py": "ILRec learned from 20 sessions",
     "own_data.py": "recommended first: Book no.",
     "quickstart.py": "items, return",
