@@ -151,7 +151,8 @@ class DiscreteSAC(OffPolicyAlgorithm):
         mask_dropout: Share of the actor's states in which a random part of the actions, from none
             to nearly all, is masked as well. The actor then learns what to do where the best are
             not to be had, because they were shown or are out of stock. 0 learns it from what
-            happens alone; 0.25 to 0.75 is usual. Demonstrated states are left as they are.
+            happens alone; 0.25 to 0.75 is usual. Demonstrated states are left as they are, and so
+            are environments without masks.
         max_grad_norm: Gradients are scaled down to this norm.
         n_sessions: Sessions that a single `RecEnv` is expanded to; None keeps it single.
         replay_buffer_kwargs: As in Stable-Baselines3.
@@ -589,17 +590,12 @@ class DiscreteSAC(OffPolicyAlgorithm):
         These are the first rows; what is left of a row's actions differs from row to row.
         """
         n_rows = int(self.mask_dropout * (len(batch.actions) - batch.n_demonstrations))
-        if n_rows == 0:
+        if n_rows == 0 or batch.masks is None:
             return batch.masks, 0
-        n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
         share = th.rand((n_rows, 1), device=self.device)
-        kept = th.rand((n_rows, n_actions), device=self.device) < share
-        if batch.masks is None:
-            shape = len(batch.actions), n_actions
-            masks = th.ones(shape, dtype=th.bool, device=self.device)
-        else:
-            masks = batch.masks.clone()
-            kept &= masks[:n_rows]
+        kept = th.rand((n_rows, batch.masks.shape[1]), device=self.device) < share
+        masks = batch.masks.clone()
+        kept &= masks[:n_rows]
         masks[:n_rows] = th.where(kept.any(dim=1, keepdim=True), kept, masks[:n_rows])
         return masks, n_rows
 
