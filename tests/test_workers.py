@@ -66,8 +66,11 @@ def wait_for_the_end_of(pids: list[int]) -> None:
 
 
 PROGRAM = r"""
+import signal
 from ilrec_sb3.benchmark.workers import in_parallel
 if __name__ == "__main__":
+    # a job of a shell's background has Ctrl-C ignored from the start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # in one write, so that the lines of two workers do not mix
     said = "__import__('os').write(1, b'%d\\n' % __import__('os').getpid())"
     piece = f"{said} and __import__('time').sleep(60)"
