@@ -150,7 +150,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(
-    parser: argparse.ArgumentParser, default: str | None = None, said: str = "synthetic"
+    parser: argparse.ArgumentParser,
+    default: str | None = None,
+    said: str = "synthetic",
+    names: Sequence[str] = ("synthetic", "steam", "amazon", "coat", "movielens"),
 ) -> None:
     """Adds ``--dataset``, ``--data`` and ``--option``.
 
@@ -158,13 +161,13 @@ def add_data(
         parser: Of a command.
         default: Name of the dataset where none is given.
         said: What the help says of that.
+        names: Of the datasets that the command knows.
     """
     parser.add_argument(
         "--dataset",
         default=default,
         metavar="NAME",
-        help="synthetic, steam, amazon, coat, movielens, or a name that you prepared "
-        f"(default: {said})",
+        help=f"{', '.join(names)}, or a name that you prepared (default: {said})",
     )
     parser.add_argument(
         "--data",

@@ -11,14 +11,13 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ilrec_sb3.baselines import find_algorithm
 from ilrec_sb3.benchmark.grid import DemonstrationSpec, Grid, GridEnvironment, GridRow
@@ -28,7 +27,7 @@ from ilrec_sb3.benchmark.stages import (
     demonstrations_path,
     keep_demonstrations,
 )
-from ilrec_sb3.benchmark.workers import Died, in_parallel
+from ilrec_sb3.benchmark.workers import Died, in_parallel, locked
 from ilrec_sb3.cells import (
     CELL,
     FAILED,
@@ -244,7 +243,7 @@ def run_benchmark(
     if dry_run:
         _say_plans(_plan(grid, chosen, folder, stages, write=False, replaced=fresh), fresh, say)
         return BenchmarkResult(folder, tuple(_reported(grid, folder)), 0, 0, None)
-    with _locked(folder):
+    with locked(folder):
         failed = 0
         if not report_only:
             if fresh:
@@ -575,20 +574,3 @@ def _remove(folder: Path, chosen: Sequence[tuple[GridRow, Task]], everything: bo
             shutil.rmtree(folder / name, ignore_errors=True)
     for _, task in chosen:
         shutil.rmtree(_folder_of(folder, task), ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a run; a killed one lets go by itself."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise DataError(
-            f"Another process works on {folder}: wait for it, or choose another folder with --out."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Died", "in_parallel"]
+from filelock import FileLock, Timeout
+
+from recsim_env.errors import DataError
+
+__all__ = ["Died", "in_parallel", "locked"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -179,3 +184,27 @@ def _end_with(sentinel: int) -> None:
     """Ends this process when its parent has ended, also where the parent was killed."""
     wait([sentinel])
     os._exit(1)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run; a killed one lets go by itself.
+
+    Args:
+        folder: Of the run; made where it is not there.
+
+    Raises:
+        DataError: Another process works on it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(
+            f"Another process works on {folder}: wait for it, or choose another folder with --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -75,25 +75,7 @@ class _Refusing(argparse.ArgumentParser):
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset",
-        default="synthetic",
-        metavar="NAME",
-        help=f"{', '.join(sequence_names())}, or a name that you prepared with `ilrec prepare` "
-        "(default: synthetic)",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the dataset, such as min_user=5; may be repeated",
-    )
+    cl.add_data(parser, "synthetic", names=sequence_names())
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

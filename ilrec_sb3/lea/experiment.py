@@ -20,7 +20,7 @@ import tomllib
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,12 +29,11 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ilrec_sb3.arguments import arguments_of, check_arguments
 from ilrec_sb3.benchmark.text import duration
-from ilrec_sb3.benchmark.workers import Died, in_parallel
+from ilrec_sb3.benchmark.workers import Died, in_parallel, locked
 from ilrec_sb3.cells import cell_name, code_hash, versions
 from ilrec_sb3.lea.candidates import top_items
 from ilrec_sb3.lea.metrics import ranking_metrics, ranks
@@ -1093,7 +1092,7 @@ def run_recommender_benchmark(
         for plan in plans:
             say(f"{plan.task.name}: {'to be made anew' if fresh else plan.state}")
         return None, 0
-    with _locked(folder):
+    with locked(folder):
         failed = 0
         if not report_only:
             _write_run(folder, grid, command)
@@ -1252,20 +1251,3 @@ def _write_run(folder: Path, grid: RecommenderGrid, command: Sequence[str]) -> N
     artefacts.write_file(folder / "command.txt", shlex.join(command) + "\n")
     described = json.dumps(versions(code_hash()), indent=1)
     artefacts.write_file(folder / "versions.json", described + "\n")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a run; a killed one lets go by itself."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise DataError(
-            f"Another process works on {folder}: wait for it, or choose another folder with --out."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
