@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ilrec_sb3.benchmark.workers import Died, in_parallel
@@ -51,10 +52,9 @@ def test_what_the_work_raises_is_raised_here(jobs: int, capfd: pytest.CaptureFix
 
 def alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
 
 
 def wait_for_the_end_of(pids: list[int]) -> None:
@@ -78,10 +78,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(),
-    reason="whether an orphan has ended or waits to be reaped is told by /proc alone (Linux)",
-)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
