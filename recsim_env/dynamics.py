@@ -104,6 +104,7 @@ class ItemContext:
         user_offset: (n_items,) the items' mean predicted rewards.
         user_scale: (K,) standard deviation of the known users' vectors.
         support: (n_items,) how many ratings of each item the train model was fitted on.
+        rating_spread: Standard deviation of the ratings of one and the same item, in stars, pooled.
     """
 
     layout: ObservationLayout
@@ -113,6 +114,7 @@ class ItemContext:
     user_offset: FloatArray
     user_scale: FloatArray
     support: FloatArray
+    rating_spread: float
 
     @property
     def n_items(self) -> int:
@@ -180,6 +182,28 @@ class RewardModel(Protocol):
 
     def __call__(self, dynamics: Dynamics, state: State, items: IntArray) -> FloatArray:
         """Returns (n,) float32 for showing ``items``; called before the state moves on."""
+
+
+def spread_within(items: IntArray, ratings: FloatArray) -> float:
+    r"""How much ratings of one and the same item differ, :math:`\sqrt{SS_w / (N - n)}`.
+
+    :math:`SS_w` is the sum of squared distances of N ratings to the means of their n items.
+
+    Args:
+        items: (N,) items.
+        ratings: (N,) their ratings.
+
+    Returns:
+        The standard deviation in the unit of the ratings; that of all ratings where no item has
+        two.
+    """
+    values = np.asarray(ratings, np.float64)
+    counts = np.bincount(items)
+    freedom = len(values) - int((counts > 0).sum())
+    if freedom == 0:
+        return float(values.std()) if len(values) else 0.0
+    means = np.bincount(items, values) / np.maximum(counts, 1)
+    return float(np.sqrt(np.sum((values - means[items]) ** 2) / freedom))
 
 
 class Dynamics:
@@ -270,8 +294,10 @@ class Dynamics:
         self._histories = prepared.histories()
         self._start = prepared.tracker.initial(self._histories)
         self._all_rows = np.arange(0)
-        rated = prepared.dataset.interactions.items[prepared.train_rows]
-        self.support: FloatArray = np.bincount(rated, minlength=self.n_items).astype(np.float32)
+        logged = prepared.dataset.interactions
+        items, ratings = logged.items[prepared.train_rows], logged.ratings[prepared.train_rows]
+        self.support: FloatArray = np.bincount(items, minlength=self.n_items).astype(np.float32)
+        self.rating_spread = spread_within(items, ratings)
 
     @property
     def item_context(self) -> ItemContext:
@@ -284,6 +310,7 @@ class Dynamics:
             user_offset=self.prepared.user_offset,
             user_scale=self.prepared.user_vectors.std(axis=0),
             support=self.support,
+            rating_spread=self.rating_spread,
         )
 
     @cached_property

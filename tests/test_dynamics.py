@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from toy import CATEGORIES, HISTORIES, REWARDS, toy_prepared
 
 from recsim_env import Dynamics, Prepared, Session
+from recsim_env.dynamics import spread_within
 from recsim_env.errors import DataError
 from recsim_env.simulator import Observer
 from recsim_env.termination import CategoryDiversity, Repeat, RuleContext, window_counts
@@ -85,6 +86,14 @@ def test_kept_counts_are_those_of_a_slow_reference(
         assert state.steps.tolist() == [len(session) for session in sessions]
         for row, session in enumerate(sessions):
             assert state.mask[row].tolist() == [item not in session for item in range(6)]
+
+
+def test_spread_within_items_by_hand() -> None:
+    items, ratings = np.array([0, 0, 2, 2, 2, 5]), np.array([1, 3, 2, 3, 4, 5], np.float32)
+    # squares (1 + 1) + (1 + 0 + 1) of 6 ratings with 3 means
+    assert spread_within(items, ratings) == pytest.approx(np.sqrt(4 / 3))
+    assert spread_within(np.array([0, 1]), np.array([1.0, 3.0], np.float32)) == 1.0
+    assert spread_within(np.zeros(0, int), np.zeros(0, np.float32)) == 0.0
 
 
 def test_a_session_by_hand() -> None:

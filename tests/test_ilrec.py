@@ -314,7 +314,7 @@ def test_as_many_sessions_as_demonstrations(dynamics: Dynamics) -> None:
 def test_a_second_learn_retrains_the_discriminator(
     env: RecEnv, trajectories: list[Trajectory]
 ) -> None:
-    options = {**WARM, "discriminator_every": 100, "demonstrations": trajectories}
+    options = {**WARM, "discriminator_every": 20, "demonstrations": trajectories}
     model = ILRec("MlpPolicy", env, **options).learn(320)
     before = model.discriminator.updates
     model.learn(320)
@@ -352,7 +352,7 @@ def test_imitation_decays_to_nothing(env: RecEnv) -> None:
     model = ILRec("MlpPolicy", env, imitation_coef=0.5, imitation_steps=1_000, **WARM)
     shares = []
     for steps in (0, 500, 1_000, 5_000):
-        model.num_timesteps = steps
+        model._n_updates = steps
         shares.append(model._imitation_coefficient())
     assert shares == [0.5, 0.25, 0.0, 0.0]
     model.imitation_steps = None
@@ -371,7 +371,7 @@ def test_training_goes_on_as_if_never_stopped(
 ) -> None:
     options = {**(WARM if algorithm is ILRec else SMALL)}
     if algorithm is ILRec:
-        options["discriminator_every"] = 100
+        options["discriminator_every"] = 20
 
     def fresh() -> DiscreteSAC:
         return algorithm("MlpPolicy", RecVectorEnv(4, dynamics=dynamics), **options)
@@ -573,7 +573,7 @@ def test_it_learns_cart_pole_with_demonstrations() -> None:
         "MlpPolicy",
         "CartPole-v1",
         demonstrations=_cart_pole_sessions(10),
-        imitation_steps=4_000,
+        imitation_steps=2_000,
         warm_start_steps=200,
         **CART_POLE,
     )
@@ -723,6 +723,7 @@ def test_values_can_be_learned_whole(env: RecEnv) -> None:
 
 def test_doubt_by_hand() -> None:
     np.testing.assert_allclose(doubt(np.array([0, 3, 24])), [1.0, 0.5, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(doubt(np.array([0, 3]), spread=3.0), [3.0, 1.5], rtol=1e-6)
 
 
 def test_pessimism_is_taken_off_what_is_learned_from_and_nothing_else(
@@ -732,6 +733,8 @@ def test_pessimism_is_taken_off_what_is_learned_from_and_nothing_else(
     rated = dynamics.prepared.dataset.interactions.items[dynamics.prepared.train_rows]
     support = np.bincount(rated, minlength=dynamics.n_items)
     np.testing.assert_array_equal(dynamics.item_context.support, support)
+    spread = dynamics.item_context.rating_spread
+    assert 0.5 < spread < 2.0
 
     def rewards(pessimism: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         model = ILRec("MlpPolicy", env, demonstrations=trajectories, pessimism=pessimism, **WARM)
@@ -749,10 +752,12 @@ def test_pessimism_is_taken_off_what_is_learned_from_and_nothing_else(
     plain, actions, shown = rewards(0.0)
     doubted, same, shown_doubted = rewards(2.0)
     np.testing.assert_array_equal(actions, same)
-    np.testing.assert_allclose(plain - doubted, 2.0 / np.sqrt(support[actions] + 1), rtol=1e-4)
+    np.testing.assert_allclose(
+        plain - doubted, 2.0 * spread / np.sqrt(support[actions] + 1), rtol=1e-4
+    )
     taken = np.concatenate([t.actions for t in trajectories])
     np.testing.assert_allclose(
-        shown - shown_doubted, 2.0 / np.sqrt(support[taken] + 1), rtol=1e-3, atol=1e-5
+        shown - shown_doubted, 2.0 * spread / np.sqrt(support[taken] + 1), rtol=1e-3, atol=1e-5
     )
     assert np.ptp(plain - doubted) > 0.1
     with pytest.raises(ValueError, match="pessimism=-1 came"):

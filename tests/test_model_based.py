@@ -254,10 +254,11 @@ def test_mopo_avoids_what_is_good_and_uncertain() -> None:
 def test_counts_doubt_what_was_rated_seldom() -> None:
     dynamics = _toy()
     dynamics.support = np.array([0, 3, 8, 0, 0, 15], np.float32)
+    dynamics.rating_spread = 0.5
     counts = dynamics.with_reward_model(reward_model("counts", dynamics, uncertainty=2.0))
     sure = [_told(dynamics, 0, [item])[0] for item in (0, 1, 2, 5)]
     told = [_told(counts, 0, [item])[0] for item in (0, 1, 2, 5)]
-    np.testing.assert_allclose(np.subtract(sure, told), [2.0, 1.0, 2 / 3, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(np.subtract(sure, told), [1.0, 0.5, 1 / 3, 0.25], rtol=1e-5)
 
 
 def _logged(sequences: tuple[tuple[int, ...], ...]) -> dict[str, Any]:

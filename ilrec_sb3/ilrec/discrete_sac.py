@@ -143,9 +143,9 @@ class DiscreteSAC(OffPolicyAlgorithm):
         actor_tau: Share of the actor that its average takes over at each gradient step, and more in
             the first 10 / actor_tau steps; 1 takes the actor as it is. Lowering it evens out the
             noise of the last steps and lags behind; 0.005 to 0.05 is usual.
-        pessimism: Stars taken off the reward of an item for each unit of
-            `ilrec_sb3.ilrec.heads.doubt`, 1 / sqrt(n + 1) for n ratings that the world model saw of
-            it. A policy that looks for the best of thousands finds those that the world model
+        pessimism: How many standard errors are taken off the reward of an item: s / sqrt(n + 1)
+            for n ratings that the world model saw of it and the spread s of an item's ratings
+            (`ilrec_sb3.ilrec.heads.doubt`). A policy that looks for the best of thousands finds those that the world model
             overrates, and these are the ones with few ratings. 0 believes the world model; 0.5 to 2
             is usual. Of no effect where the environment does not tell the support of its items.
         mask_dropout: Share of the actor's states in which a random part of the actions, from none
@@ -337,7 +337,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         flat = np.asarray(actions).reshape(-1)
         if context is None or self.policy.cross is None or self.pessimism == 0:
             return np.zeros(len(flat), np.float32)
-        return np.float32(self.pessimism) * doubt(context.support[flat])
+        return np.float32(self.pessimism) * doubt(context.support[flat], context.rating_spread)
 
     def _item_context(self) -> ItemContext | None:
         if self.env is None:

@@ -97,19 +97,20 @@ def mlp(width: int, hidden: Sequence[int], activation: type[nn.Module]) -> nn.Se
     return nn.Sequential(*layers)
 
 
-def doubt(support: np.ndarray) -> np.ndarray:
-    r"""How far the predicted reward of an item may be off, :math:`1 / \sqrt{n + 1}`.
+def doubt(support: np.ndarray, spread: float = 1.0) -> np.ndarray:
+    r"""How far the predicted reward of an item may be off, :math:`s / \sqrt{n + 1}`.
 
-    The width of a mean of n ratings, up to their spread; the bonus of count-based exploration with
+    The standard error of a mean of n ratings; the bonus of count-based exploration with
     its sign turned round.
 
     Args:
         support: (n_items,) how many ratings of each item the world model was fitted on.
+        spread: Standard deviation of the ratings of an item.
 
     Returns:
-        (n_items,) float32 in (0, 1].
+        (n_items,) float32 in (0, spread].
     """
-    return (1.0 / np.sqrt(np.asarray(support, np.float64) + 1.0)).astype(np.float32)
+    return (spread / np.sqrt(np.asarray(support, np.float64) + 1.0)).astype(np.float32)
 
 
 class CrossNet(nn.Module):

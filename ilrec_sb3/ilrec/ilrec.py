@@ -81,7 +81,8 @@ class ILRec(DiscreteSAC):
             any, this is `DiscreteSAC`.
         imitation_coef: lambda_imit (eq. 22), in units of reward per nat. Raising it holds the
             policy closer to the demonstrations. The paper tries 0.1 to 2.
-        imitation_steps: Env steps over which lambda_imit falls linearly to 0; None keeps it.
+        imitation_steps: Gradient steps over which lambda_imit falls linearly to 0 once the policy
+            learns in the environment; None keeps it.
         demonstration_share: Share of the transitions in a gradient step that are demonstrated ones;
             it decays with lambda_imit.
         warm_start_steps: Gradient steps on the demonstrations before the first env step.
@@ -91,7 +92,7 @@ class ILRec(DiscreteSAC):
             0.75.
         irl_gamma: Exponent of w_IRL (eq. 18): how far the discriminator is trusted.
         weight_bounds: Weights are clipped to these after being brought to mean 1.
-        discriminator_every: Env steps between retrainings of the discriminator.
+        discriminator_every: Gradient steps between retrainings of the discriminator.
         discriminator_steps: Gradient steps of each retraining.
         discriminator_config: How the discriminator is trained.
         learning_rate: As in `DiscreteSAC`.
@@ -105,14 +106,14 @@ class ILRec(DiscreteSAC):
         demonstrations: Demonstrations | None = None,
         learning_rate: float | Schedule = 1e-3,
         imitation_coef: float = 0.5,
-        imitation_steps: int | None = 20_000,
+        imitation_steps: int | None = 650,
         demonstration_share: float = 0.25,
         warm_start_steps: int = 300,
         beta: float = 10.0,
         alpha: float = 0.5,
         irl_gamma: float = 1.0,
         weight_bounds: tuple[float, float] = (0.01, 10.0),
-        discriminator_every: int = 5_000,
+        discriminator_every: int = 160,
         discriminator_steps: int = 50,
         discriminator_config: DiscriminatorConfig | None = None,
         *,
@@ -186,7 +187,6 @@ class ILRec(DiscreteSAC):
         result = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        self._trained_at = min(self._trained_at, self.num_timesteps)
         if self.demonstration_buffer is None and not self._searched:
             self._searched = True
             found = self._load_demonstrations()
@@ -272,10 +272,10 @@ class ILRec(DiscreteSAC):
         return self.imitation_coef * self._decay()
 
     def _decay(self) -> float:
-        """Returns the share of lambda_imit that is left at this env step."""
+        """Returns the share of lambda_imit that is left after the gradient steps made."""
         if self.imitation_steps is None:
             return 1.0
-        return max(0.0, 1.0 - self.num_timesteps / max(self.imitation_steps, 1))
+        return max(0.0, 1.0 - self._n_updates / max(self.imitation_steps, 1))
 
     def _demonstration_batch(self, batch_size: int) -> DemonstrationSamples | None:
         size = round(batch_size * self.demonstration_share * self._decay())
@@ -285,9 +285,9 @@ class ILRec(DiscreteSAC):
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """As in `DiscreteSAC`; retrains discriminator and weights when it is time."""
-        due = self.num_timesteps - self._trained_at >= self.discriminator_every
+        due = self._n_updates - self._trained_at >= self.discriminator_every
         if due and self.demonstration_buffer is not None and self._decay() > 0:
-            self._trained_at = self.num_timesteps
+            self._trained_at = self._n_updates
             self._update_weights(from_policy=True)
         self.logger.record("train/imitation_coef", self._imitation_coefficient())
         super().train(gradient_steps, batch_size)

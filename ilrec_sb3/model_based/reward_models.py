@@ -93,7 +93,7 @@ class CountsConfig:
     """What ILRec's ``pessimism`` takes off, for any other algorithm.
 
     Attributes:
-        uncertainty: Stars for each unit of `ilrec_sb3.ilrec.heads.doubt`; 0.5 to 2 is usual.
+        uncertainty: Standard errors, see `ilrec_sb3.ilrec.heads.doubt`; 0.5 to 2 is usual.
     """
 
     uncertainty: float = 1.0
@@ -300,12 +300,12 @@ class _Counted:
     """Rewards of the world model less the doubt in each item; see `PenalisedReward`."""
 
     prepared: Prepared
-    support: FloatArray
+    doubt: FloatArray
     uncertainty: float
 
     def __call__(self, users: IntArray, histories: list[IntArray] | None) -> FloatArray:
         rows = self.prepared.train_model.rows(users, histories)
-        return penalised_reward(rows, doubt(self.support), uncertainty_weight=self.uncertainty)
+        return penalised_reward(rows, self.doubt, uncertainty_weight=self.uncertainty)
 
 
 class _FromNeighbours:
@@ -364,7 +364,9 @@ def reward_model(name: str, dynamics: Dynamics, **settings: Any) -> RewardModel:
     if isinstance(config, ROLeRConfig):
         rows = _FromNeighbours(prepared, config)
     elif isinstance(config, CountsConfig):
-        rows = _Counted(prepared, dynamics.support, config.uncertainty)
+        rows = _Counted(
+            prepared, doubt(dynamics.support, dynamics.rating_spread), config.uncertainty
+        )
     else:
         rows = _Predicted(prepared, getattr(config, "uncertainty", 0.0))
         if rows.uncertainty > 0 and prepared.train_model.variance_fit[0] == 0:
