@@ -105,6 +105,8 @@ class ItemContext:
         user_scale: (K,) standard deviation of the known users' vectors.
         support: (n_items,) how many ratings of each item the train model was fitted on.
         rating_spread: Standard deviation of the ratings of one and the same item, in stars, pooled.
+        history_matters: Whether what follows may depend on the items of the session in a way that
+            the counts of categories and the step do not tell, so that the tracker has to.
     """
 
     layout: ObservationLayout
@@ -114,7 +116,8 @@ class ItemContext:
     user_offset: FloatArray
     user_scale: FloatArray
     support: FloatArray
-    rating_spread: float
+    rating_spread: float = 1.0
+    history_matters: bool = True
 
     @property
     def n_items(self) -> int:
@@ -297,7 +300,17 @@ class Dynamics:
         logged = prepared.dataset.interactions
         items, ratings = logged.items[prepared.train_rows], logged.ratings[prepared.train_rows]
         self.support: FloatArray = np.bincount(items, minlength=self.n_items).astype(np.float32)
-        self.rating_spread = spread_within(items, ratings)
+        self.rating_spread = spread_within(items.astype(np.int64), ratings)
+
+    @property
+    def history_matters(self) -> bool:
+        """Whether rules or reward model may look at more of a session than counts and step tell.
+
+        Rewards themselves do not depend on what was shown before. Rules and reward models that do
+        not deny it (by an attribute ``needs_history``) are taken to look at all of it.
+        """
+        parts = [*self.rules, *([] if self.reward_model is None else [self.reward_model])]
+        return any(bool(getattr(part, "needs_history", True)) for part in parts)
 
     @property
     def item_context(self) -> ItemContext:
@@ -311,6 +324,7 @@ class Dynamics:
             user_scale=self.prepared.user_vectors.std(axis=0),
             support=self.support,
             rating_spread=self.rating_spread,
+            history_matters=self.history_matters,
         )
 
     @cached_property

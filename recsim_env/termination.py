@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +73,10 @@ class RuleContext:
 class Rule(Protocol):
     """Decides where the user leaves.
 
-    A rule may have two things more. An attribute ``recent``, the number of last items that it
-    compares an item with: observations then tell so many of them. And a method ``ends(context)``,
+    A rule may have three things more. An attribute ``recent``, the number of last items that it
+    compares an item with: observations then tell so many of them. An attribute ``needs_history``:
+    False says that the counts of categories and the step tell all of the session that it looks at,
+    so that item heads can do without the tracker. And a method ``ends(context)``,
     (n, n_items) bool, that answers for every item of the catalogue at once where
     ``context.rewards`` is the (n, n_items) table: planners that know the rules are faster with it.
     """
@@ -123,6 +125,7 @@ class CategoryDiversity:
     window: int = 50
     max_repeats: int = 4
     name: str = "category"
+    needs_history: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -155,6 +158,7 @@ class Repeat:
     """Ends a session when an item is shown a second time in it."""
 
     name: str = "repeat"
+    needs_history: ClassVar[bool] = False
 
     def __call__(self, context: RuleContext) -> BoolArray:
         """Returns (n,) True where the item had been shown before in the session."""

@@ -15,7 +15,13 @@ from recsim_env import Dynamics, Prepared, Session
 from recsim_env.dynamics import spread_within
 from recsim_env.errors import DataError
 from recsim_env.simulator import Observer
-from recsim_env.termination import CategoryDiversity, Repeat, RuleContext, window_counts
+from recsim_env.termination import (
+    CategoryDiversity,
+    Repeat,
+    RuleContext,
+    Similarity,
+    window_counts,
+)
 
 TOY = toy_prepared()
 NAMES = ("a", "b", "c")
@@ -478,3 +484,29 @@ def test_fingerprints_tell_what_differs() -> None:
     found = {base.fingerprint, *(other.fingerprint for other in others)}
     assert len(found) == 1 + len(others)
     assert _toy(CategoryDiversity(5, 2)).fingerprint == base.fingerprint
+
+
+def test_whether_the_history_matters_is_up_to_rules_and_reward_model() -> None:
+    class LooksBack:
+        name = "looks back"
+
+        def __call__(self, context: RuleContext) -> np.ndarray:
+            return context.steps >= 3
+
+    told = [CategoryDiversity(5, 2), Repeat()]
+    prepared = toy_prepared()
+    assert not Dynamics(prepared, split="train", rules=told).item_context.history_matters
+    assert not Dynamics(prepared, split="train", rules=[]).item_context.history_matters
+    assert Dynamics(
+        prepared, split="train", rules=[*told, LooksBack()]
+    ).item_context.history_matters
+    assert Dynamics(prepared, split="train", rules=[Similarity()]).item_context.history_matters
+
+    class Ones:
+        name = "ones"
+
+        def __call__(self, *shown: Any) -> np.ndarray:
+            return np.ones(len(shown[-1]), np.float32)
+
+    plain = Dynamics(prepared, split="train", rules=told)
+    assert plain.with_reward_model(Ones()).item_context.history_matters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
@@ -24,6 +26,17 @@ def seen(dynamics: Dynamics) -> tuple[RecVectorEnv, th.Tensor]:
     for _ in range(3):
         observation, *_ = env.step(rng.integers(dynamics.n_items, size=32))
     return env, th.from_numpy(observation)
+
+
+def test_the_tracker_is_asked_only_where_the_history_matters(dynamics: Dynamics) -> None:
+    context = dynamics.item_context
+    flat = th.ones(1, context.layout.size)
+    scaled = CrossNet(replace(context, history_matters=False)).scaled(flat)
+    kept = CrossNet(replace(context, history_matters=True)).scaled(flat)
+    assert not scaled[:, context.layout.tracker].any()
+    assert kept[:, context.layout.tracker].all()
+    others = np.setdiff1d(np.arange(context.layout.size), np.r_[context.layout.tracker])
+    th.testing.assert_close(scaled[:, others], kept[:, others])
 
 
 def test_counts_are_the_largest_count_among_an_items_categories(

@@ -145,9 +145,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
             noise of the last steps and lags behind; 0.005 to 0.05 is usual.
         pessimism: How many standard errors are taken off the reward of an item: s / sqrt(n + 1)
             for n ratings that the world model saw of it and the spread s of an item's ratings
-            (`ilrec_sb3.ilrec.heads.doubt`). A policy that looks for the best of thousands finds those that the world model
-            overrates, and these are the ones with few ratings. 0 believes the world model; 0.5 to 2
-            is usual. Of no effect where the environment does not tell the support of its items.
+            (`ilrec_sb3.ilrec.heads.doubt`). A policy that looks for the best of thousands finds
+            those that the world model overrates, and these are the ones with few ratings. 0
+            believes the world model; 0.5 to 2 is usual. Of no effect where the environment does not
+            tell the support of its items.
         mask_dropout: Share of the actor's states in which a random part of the actions, from none
             to nearly all, is masked as well. The actor then learns what to do where the best are
             not to be had, because they were shown or are out of stock. 0 learns it from what

@@ -138,6 +138,8 @@ class CrossNet(nn.Module):
         scale = np.ones(context.layout.size, np.float32)
         scale[context.layout.user] = 1.0 / np.maximum(context.user_scale, 1e-6)
         scale[context.layout.recent] = 0.0  # names of items, not amounts
+        if not context.history_matters:  # counts and step say it all; the rest would be noise
+            scale[context.layout.tracker] = 0.0
         buffers = {
             "categories": context.categories.T.copy(),  # (C, n)
             "reward_items": np.concatenate([context.user_basis, offset], axis=1),  # (n, K + 1)

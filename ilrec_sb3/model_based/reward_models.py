@@ -251,6 +251,7 @@ class PenalisedReward:
         self.name = name
         self.entropy = entropy
         self.entropy_weight = entropy_weight
+        self.needs_history = entropy is not None
         self.table = rows(np.arange(n_users), None)
         self._rows = rows
 
