@@ -17,6 +17,11 @@ about the rule (where it bites is learned, one number of T for each count or cla
 what it depends on within reach. All follow from the observation, so they exist for replayed states
 too, and are shared by the actor and all critics.
 
+f, c, v and the T_j are functions of the observation, without the hidden state of the sequence
+encoder where rules look at counts of categories and the step only (`ItemContext.history_matters`):
+there it tells nothing new, and values learned from it were noise of the size of the differences
+between good items.
+
 r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first
 and the third term are one matrix product. In the expectation of the score over a policy, that
 product is with the items' mean columns, which all critics share:
