@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch as th
@@ -28,11 +26,11 @@ def seen(dynamics: Dynamics) -> tuple[RecVectorEnv, th.Tensor]:
     return env, th.from_numpy(observation)
 
 
-def test_the_tracker_is_asked_only_where_the_history_matters(dynamics: Dynamics) -> None:
+def test_a_tracker_that_is_not_used_counts_for_nothing(dynamics: Dynamics) -> None:
     context = dynamics.item_context
     flat = th.ones(1, context.layout.size)
-    scaled = CrossNet(replace(context, history_matters=False)).scaled(flat)
-    kept = CrossNet(replace(context, history_matters=True)).scaled(flat)
+    scaled = CrossNet(context, use_tracker=False).scaled(flat)
+    kept = CrossNet(context).scaled(flat)
     assert not scaled[:, context.layout.tracker].any()
     assert kept[:, context.layout.tracker].all()
     others = np.setdiff1d(np.arange(context.layout.size), np.r_[context.layout.tracker])

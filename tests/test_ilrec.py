@@ -21,8 +21,9 @@ from stable_baselines3.common.monitor import Monitor
 from ilrec_sb3 import DiscreteSAC, ILRec, as_vec_env
 from ilrec_sb3.ilrec.discrete_sac import Batch, LinearDecay, updates_for
 from ilrec_sb3.ilrec.heads import doubt
-from recsim_env import Dynamics, RecEnv, RecVectorEnv, Trajectory, save_trajectories
+from recsim_env import Dynamics, Prepared, RecEnv, RecVectorEnv, Trajectory, save_trajectories
 from recsim_env.planners import explore, random_policy, rule_aware, run_episodes
+from recsim_env.termination import Similarity
 
 SMALL: dict[str, Any] = {
     "learning_starts": 64,
@@ -768,3 +769,22 @@ def test_without_known_items_there_is_nothing_to_doubt(env: RecEnv) -> None:
     options = {**SMALL, "policy_kwargs": {"net_arch": [32], "use_item_heads": False}}
     model = DiscreteSAC("MlpPolicy", env, **options)
     assert not model._penalty(np.arange(4)).any()
+
+
+@pytest.mark.parametrize(("use_tracker", "seen"), [(None, False), (True, True)])
+def test_the_tracker_is_looked_at_where_rules_need_it(
+    use_tracker: bool | None, seen: bool, env: RecEnv
+) -> None:
+    assert not env.dynamics.item_context.history_matters
+    options = {**SMALL, "policy_kwargs": {"net_arch": [32], "use_tracker": use_tracker}}
+    policy = DiscreteSAC("MlpPolicy", env, **options).policy
+    layout = env.dynamics.layout
+    scaled = policy.cross.scaled(th.ones(1, layout.size))
+    assert bool(scaled[:, layout.tracker].any()) is seen
+    assert scaled[:, layout.user].all()
+
+
+def test_the_tracker_is_looked_at_under_rules_that_do_not_deny_it(prepared: Prepared) -> None:
+    dynamics = Dynamics(prepared, split="train", rules=[Similarity()])
+    policy = DiscreteSAC("MlpPolicy", RecEnv(dynamics=dynamics), **SMALL).policy
+    assert policy.cross.scaled(th.ones(1, dynamics.layout.size))[:, dynamics.layout.tracker].all()

@@ -17,11 +17,6 @@ about the rule (where it bites is learned, one number of T for each count or cla
 what it depends on within reach. All follow from the observation, so they exist for replayed states
 too, and are shared by the actor and all critics.
 
-f, c, v and the T_j are functions of the observation, without the hidden state of the sequence
-encoder where rules look at counts of categories and the step only (`ItemContext.history_matters`):
-there it tells nothing new, and values learned from it were noise of the size of the differences
-between good items.
-
 r(s, a) is itself a product of the user vector in s and the item's row of the basis, so the first
 and the third term are one matrix product. In the expectation of the score over a policy, that
 product is with the items' mean columns, which all critics share:
@@ -123,6 +118,7 @@ class CrossNet(nn.Module):
 
     Args:
         context: What the environment says about its items.
+        use_tracker: Whether the state tracker is part of what `scaled` gives.
     """
 
     categories: th.Tensor
@@ -132,7 +128,7 @@ class CrossNet(nn.Module):
     text_near: th.Tensor
     rating_near: th.Tensor
 
-    def __init__(self, context: ItemContext) -> None:
+    def __init__(self, context: ItemContext, use_tracker: bool = True) -> None:
         super().__init__()
         self.layout = context.layout
         self.n_items = context.n_items
@@ -143,7 +139,7 @@ class CrossNet(nn.Module):
         scale = np.ones(context.layout.size, np.float32)
         scale[context.layout.user] = 1.0 / np.maximum(context.user_scale, 1e-6)
         scale[context.layout.recent] = 0.0  # names of items, not amounts
-        if not context.history_matters:  # counts and step say it all; the rest would be noise
+        if not use_tracker:
             scale[context.layout.tracker] = 0.0
         buffers = {
             "categories": context.categories.T.copy(),  # (C, n)
@@ -187,7 +183,7 @@ class CrossNet(nn.Module):
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def scaled(self, flat: th.Tensor) -> th.Tensor:
-        """Returns observations whose parts are all of unit scale, (B, d)."""
+        """Returns observations whose parts are all of unit scale, (B, d), or 0 if left out."""
         return flat * self.input_scale
 
     def user(self, flat: th.Tensor) -> th.Tensor:

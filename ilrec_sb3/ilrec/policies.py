@@ -110,6 +110,10 @@ class ILRecPolicy(BasePolicy):
         n_critics: Number of critics; their smallest value counts.
         item_context: What the environment says about its items; the algorithm fills it in.
         use_item_heads: False takes plain heads even where the items are known.
+        use_tracker: Whether item heads look at the state tracker; None: where the history matters
+            (`ItemContext.history_matters`). Where rules look at counts of categories and the step
+            only, it tells nothing new, and what values made of it was noise of the size of the
+            differences between good items.
         item_dim: Width of the product of state and item.
         value_scale: Usual size of a return, in units of reward; the critics' outputs are multiplied
             by it.
@@ -137,6 +141,7 @@ class ILRecPolicy(BasePolicy):
         n_critics: int = 2,
         item_context: ItemContext | None = None,
         use_item_heads: bool = True,
+        use_tracker: bool | None = None,
         item_dim: int = 32,
         value_scale: float = 10.0,
         decomposed: bool = True,
@@ -160,6 +165,7 @@ class ILRecPolicy(BasePolicy):
         self.n_critics = n_critics
         self.item_context = item_context
         self.use_item_heads = use_item_heads
+        self.use_tracker = use_tracker
         self.item_dim = item_dim
         self.value_scale = value_scale
         self.decomposed = decomposed
@@ -171,7 +177,10 @@ class ILRecPolicy(BasePolicy):
             and item_context.n_items == int(action_space.n)
             and self.flat.size == item_context.layout.size
         )
-        self.cross: CrossNet | None = CrossNet(item_context) if usable and item_context else None
+        self.cross: CrossNet | None = None
+        if usable and item_context is not None:
+            tracked = item_context.history_matters if use_tracker is None else use_tracker
+            self.cross = CrossNet(item_context, tracked)
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -217,6 +226,7 @@ class ILRecPolicy(BasePolicy):
             n_critics=self.n_critics,
             item_context=self.item_context,
             use_item_heads=self.use_item_heads,
+            use_tracker=self.use_tracker,
             item_dim=self.item_dim,
             value_scale=self.value_scale,
             decomposed=self.decomposed,
