@@ -13,7 +13,7 @@ import pytest
 
 from ilrec_sb3.cli import main
 from ilrec_sb3.lea import LEA
-from ilrec_sb3.lea.experiment import FEEDBACK
+from ilrec_sb3.lea.feedback import FEEDBACK
 from llm_expert.environment import plugin
 
 DATA = ["--option", "n_users=30", "--option", "n_items=12", "--option", "length=6"]

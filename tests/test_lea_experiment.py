@@ -15,23 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilrec_sb3.lea import LEA, experiment
-from ilrec_sb3.lea.experiment import (
-    FEEDBACK,
+from ilrec_sb3.lea import LEA
+from ilrec_sb3.lea.benchmark import run_recommender_benchmark
+from ilrec_sb3.lea.cells import Finished, Maker
+from ilrec_sb3.lea.feedback import FEEDBACK, make_source, prepare_feedback, source_arguments
+from ilrec_sb3.lea.grid import RecommenderGrid, RecommenderTask, load_recommender_grid
+from ilrec_sb3.lea.report import compare, estimate, gains
+from ilrec_sb3.lea.training import (
+    FLOORS,
     Candidates,
-    Finished,
-    RecommenderGrid,
-    RecommenderTask,
     Trained,
     floor_ranks,
     load_data,
-    load_recommender_grid,
-    make_source,
-    prepare_feedback,
-    run_recommender_benchmark,
-    source_arguments,
+    metric_names,
 )
-from ilrec_sb3.lea.report import compare, estimate, gains
 from llm_expert.environment import plugin
 from llm_expert.environment.environment import LLMEnvironment
 from recsim_env.environment_feedback import EnvironmentFeedback, sample_negatives
@@ -381,7 +378,7 @@ def test_cells_are_made_once_and_reported(tmp_path: Path, source: FakeSource) ->
     cell = tmp_path / "cells" / "made" / "GRU4Rec" / "SNQN-LEASR-seed1"
     kept = json.loads((cell / "metrics.json").read_text())
     assert kept["steps"] == 8
-    assert kept["test"].keys() == kept["valid"].keys() == set(experiment.metric_names())
+    assert kept["test"].keys() == kept["valid"].keys() == set(metric_names())
     with (cell / "curve.csv").open() as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["4", "8"]
     text = (tmp_path / "report.md").read_text()
@@ -390,7 +387,7 @@ def test_cells_are_made_once_and_reported(tmp_path: Path, source: FakeSource) ->
     assert (tmp_path / "made_curves.png").read_bytes()[:4] == b"\x89PNG"
     with (tmp_path / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["row"] for row in rows} == {"Normal", "SNQN", "SNQN-LEASR", *experiment.FLOORS}
+    assert {row["row"] for row in rows} == {"Normal", "SNQN", "SNQN-LEASR", *FLOORS}
     (own,) = [r for r in rows if (r["row"], r["metric"]) == ("SNQN-LEASR", "HR@10")]
     assert (own["seeds"], own["baseline"]) == ("2", "SNQN")
     assert float(own["low"]) <= float(own["mean"]) <= float(own["high"])
@@ -472,7 +469,7 @@ def test_what_is_asked_for_must_be_there(tmp_path: Path, source: FakeSource) -> 
 
 
 def test_work_can_be_sent_to_another_process() -> None:
-    maker = experiment._Maker(grid_of(), None, None, "code")
+    maker = Maker(grid_of(), None, None, "code")
     for work in (maker, maker.prepare_all):
         again = ForkingPickler.loads(bytes(ForkingPickler.dumps(work)))
         assert callable(again)

@@ -12,25 +12,22 @@ from typing import Any
 
 from ilrec_sb3.benchmark.tables import Line, Table, Text
 from ilrec_sb3.benchmark.text import NONE, duration, number
-from ilrec_sb3.lea.experiment import (
-    FEEDBACK,
-    Candidates,
-    find_feedback,
-    floor_ranks,
-    load_data,
-    load_recommender_grid,
-    make_recommender,
-    make_source,
-    metric_names,
-    model_ranks,
-    prepare_feedback,
-    run_recommender_benchmark,
-    train_recommender,
-    write_curve,
-)
+from ilrec_sb3.lea.benchmark import run_recommender_benchmark
+from ilrec_sb3.lea.feedback import FEEDBACK, find_feedback, make_source, prepare_feedback
+from ilrec_sb3.lea.grid import load_recommender_grid
 from ilrec_sb3.lea.metrics import ranking_metrics
 from ilrec_sb3.lea.networks import BACKBONES
 from ilrec_sb3.lea.recommender import LEA
+from ilrec_sb3.lea.training import (
+    Candidates,
+    floor_ranks,
+    load_data,
+    make_recommender,
+    metric_names,
+    model_ranks,
+    train_recommender,
+    write_curve,
+)
 from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
 from recsim_env import command_line as cl

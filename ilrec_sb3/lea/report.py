@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interquartile_mean, interval
 from ilrec_sb3.benchmark.tables import Line, Table, Text
 from ilrec_sb3.benchmark.text import NONE, between, duration, listing, number
-from ilrec_sb3.lea.experiment import Finished, RecommenderGrid, metric_names
+from ilrec_sb3.lea.cells import Finished
+from ilrec_sb3.lea.grid import RecommenderGrid
+from ilrec_sb3.lea.training import metric_names
 from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
 from recsim_env.sequences import IntArray

@@ -1,0 +1,242 @@
+"""Experiments with LEA's recommenders: feedback made once, then the cells, then the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from ilrec_sb3.benchmark.text import duration
+from ilrec_sb3.benchmark.workers import Died, in_parallel, locked
+from ilrec_sb3.cells import code_hash, versions
+from ilrec_sb3.lea.cells import FAILED, Made, Maker, Plan, read_cell
+from ilrec_sb3.lea.feedback import FEEDBACK, make_source, source_arguments
+from ilrec_sb3.lea.grid import RecommenderGrid, RecommenderTask
+from ilrec_sb3.lea.report import write_recommender_report
+from ilrec_sb3.lea.training import floor_ranks
+from recsim_env import artefacts
+from recsim_env.errors import DataError, near_miss
+
+__all__ = ["run_recommender_benchmark"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_recommender_benchmark(
+    grid: RecommenderGrid,
+    out: str | Path | None = None,
+    *,
+    data: str | None = None,
+    cache: str | None = None,
+    jobs: int = 1,
+    only: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    fresh: bool = False,
+    report_only: bool = False,
+    dry_run: bool = False,
+    command: Sequence[str] = (),
+    say: Callable[[str], None] = logger.info,
+) -> tuple[Path | None, int]:
+    """Makes the cells of a grid that are missing, and the report of all that are there.
+
+    Feedback is made first, once for each dataset, backbone and set of options; then the cells.
+
+    Args:
+        grid: What to make.
+        out: Folder of the run; None: ``runs/lea-NAME``.
+        data: Folder with the raw data; None: ``ILREC_DATA``, else the user cache directory.
+        cache: Where data of your own are kept; None: ``ILREC_CACHE``, else the user's.
+        jobs: Processes.
+        only: Labels of rows, or their names with backbone, such as ``GRU4Rec/SA2C``; ``*`` stands
+            for any text.
+        datasets: Names in the grid, likewise.
+        fresh: Makes the chosen cells anew; feedback stays.
+        report_only: Makes no cell.
+        dry_run: Makes nothing, and says what would be made.
+        command: What was typed, to be kept and shown in the report.
+        say: Takes lines that tell how far it is.
+
+    Returns:
+        The report, None where none was written, and how many of the chosen cells failed.
+
+    Raises:
+        DataError: For data or settings that cannot be used, or where another process works in the
+            folder.
+    """
+    folder = Path(out or f"runs/lea-{grid.name}")
+    if report_only and not folder.is_dir():
+        raise DataError(f"{folder} is not there, so there is no cell to report: make some first.")
+    maker = Maker(grid, data, cache, code_hash())
+    chosen = _chosen(grid, only, datasets)
+    _check_sources(grid, chosen)
+    plans = [_plan(maker, task, folder) for task in chosen]
+    if dry_run:
+        for plan in plans:
+            say(f"{plan.task.name}: {'to be made anew' if fresh else plan.state}")
+        return None, 0
+    with locked(folder):
+        failed = 0
+        if not report_only:
+            _write_run(folder, grid, command)
+            if fresh:
+                for plan in plans:
+                    shutil.rmtree(plan.folder, ignore_errors=True)
+            failed = _run(plans, maker, jobs, say)
+        return _report(grid, folder, maker, command, say), failed
+
+
+def _chosen(
+    grid: RecommenderGrid, only: Sequence[str], datasets: Sequence[str]
+) -> list[RecommenderTask]:
+    tasks = list(grid.tasks())
+    names = [{task.label, f"{task.backbone}/{task.label}"} for task in tasks]
+    for pattern in only:
+        if not any(_fits(own, pattern) for own in names):
+            known = sorted({name for own in names for name in own})
+            raise DataError(f"No row is called {pattern!r}; {near_miss(pattern, known)}.")
+    for pattern in datasets:
+        if not _fits(set(grid.datasets), pattern):
+            known_sets = near_miss(pattern, grid.datasets)
+            raise DataError(f"The grid has no dataset {pattern!r}; {known_sets}.")
+    chosen = [
+        task
+        for task, own in zip(tasks, names, strict=True)
+        if (not only or any(_fits(own, pattern) for pattern in only))
+        and (not datasets or any(_fits({task.dataset}, pattern) for pattern in datasets))
+    ]
+    if not chosen:
+        raise DataError(
+            f"None of the rows asked for is trained on {', '.join(map(repr, datasets))}: choose "
+            "other rows or datasets."
+        )
+    return chosen
+
+
+def _fits(names: set[str], pattern: str) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
+
+
+def _check_sources(grid: RecommenderGrid, tasks: Sequence[RecommenderTask]) -> None:
+    """Refuses options of the environment that do not fit, before anything is made."""
+    for task in tasks:
+        if task.needs_feedback:
+            source = make_source(grid.environment)
+            source.settings(source_arguments(source, task.feedback))
+
+
+def _plan(maker: Maker, task: RecommenderTask, folder: Path) -> Plan:
+    feedback = None
+    if task.needs_feedback:
+        feedback = folder / "feedback" / task.dataset / task.feedback_name() / FEEDBACK
+    key = task.key(maker.data(task.dataset))
+    return Plan(task, folder / "cells" / task.name, key, feedback)
+
+
+def _run(plans: Sequence[Plan], maker: Maker, jobs: int, say: Callable[[str], None]) -> int:
+    """Makes what is missing and returns how many cells failed."""
+    left = [plan for plan in plans if plan.state != "finished"]
+    say(f"{len(left)} cells to make, {len(plans) - len(left)} are finished.")
+    broken = _prepare(left, maker, jobs, say)
+    failed = 0
+    for plan in [plan for plan in left if plan.feedback in broken]:
+        reason = f"Its feedback could not be made: {broken[plan.feedback]}"
+        maker.fail(plan, reason, f"{reason}\n")
+        failed += 1
+    left = [plan for plan in left if plan.feedback not in broken]
+    seconds: list[float] = []
+    with closing(in_parallel(maker, left, min(jobs, max(len(left), 1)))) as outcomes:
+        for done, (number, outcome) in enumerate(outcomes, start=1):
+            plan, made = left[number], outcome
+            if isinstance(made, Died):
+                maker.fail(plan, str(made), f"{made}\n")
+                made = Made("", 0.0, str(made))
+            said = f"[{done}/{len(left)}] {plan.task.name}"
+            if made.failed is not None:
+                failed += 1
+                say(f"{said} FAILED: {made.failed}")
+                continue
+            seconds.append(made.seconds)
+            rest = float(np.mean(seconds)) * (len(left) - done) / jobs
+            more = f"; about {duration(rest)} left" if done < len(left) else ""
+            say(f"{said}: {made.said} after {duration(made.seconds)}{more}")
+    return failed
+
+
+def _prepare(
+    plans: Sequence[Plan], maker: Maker, jobs: int, say: Callable[[str], None]
+) -> dict[Path | None, str]:
+    """Makes the feedback that cells need; returns why some of it could not be made.
+
+    Feedbacks of one dataset share what the stages make, so they are made one after the other.
+    """
+    first = {plan.feedback: plan for plan in plans if plan.feedback is not None}
+    pieces = [
+        [plan for plan in first.values() if plan.task.dataset == name]
+        for name in dict.fromkeys(plan.task.dataset for plan in first.values())
+    ]
+    broken: dict[Path | None, str] = {}
+    with closing(in_parallel(maker.prepare_all, pieces, min(jobs, max(len(pieces), 1)))) as found:
+        for number, outcome in found:
+            if isinstance(outcome, Died):
+                lost = Made(f"feedback on {pieces[number][0].task.dataset}", 0.0, str(outcome))
+                outcome = {cast(Path, plan.feedback): lost for plan in pieces[number]}
+            for file, made in outcome.items():
+                if made.failed is not None:
+                    broken[file] = made.failed
+                    say(f"{made.said} FAILED: {made.failed}")
+                else:
+                    say(f"{made.said}: there after {duration(made.seconds)}")
+    return broken
+
+
+def _report(
+    grid: RecommenderGrid,
+    folder: Path,
+    maker: Maker,
+    command: Sequence[str],
+    say: Callable[[str], None],
+) -> Path:
+    tasks = list(grid.tasks())
+    # the data of what was never begun need not be there
+    begun = [task for task in tasks if (folder / "cells" / task.name).is_dir()]
+    plans = [(plan, plan.state) for plan in (_plan(maker, task, folder) for task in begun)]
+    finished = [read_cell(plan) for plan, state in plans if state == "finished"]
+    failed = [plan.task.name for plan, state in plans if state == "failed"]
+    if not finished:
+        raise DataError(
+            f"{folder} holds no finished cell of the grid: look into the files {FAILED} below it, "
+            "or make some."
+        )
+    shown = dict.fromkeys(cell.task.dataset for cell in finished)
+    floors = {name: floor_ranks(maker.data(name)) for name in shown}
+    report = write_recommender_report(
+        folder,
+        grid,
+        finished,
+        floors,
+        failed=failed,
+        missing=len(tasks) - len(finished) - len(failed),
+        command=shlex.join(command),
+    )
+    if len(finished) < len(tasks):
+        say(f"{len(tasks) - len(finished)} cells of the grid are not there; the rest is reported.")
+    return report
+
+
+def _write_run(folder: Path, grid: RecommenderGrid, command: Sequence[str]) -> None:
+    """Writes what the run is, and sweeps up what a killed one left half-written."""
+    for half in folder.glob("cells/*/*/.*"):
+        shutil.rmtree(half, ignore_errors=True)
+    artefacts.write_file(folder / "grid.json", json.dumps(asdict(grid), indent=1) + "\n")
+    artefacts.write_file(folder / "command.txt", shlex.join(command) + "\n")
+    described = json.dumps(versions(code_hash()), indent=1)
+    artefacts.write_file(folder / "versions.json", described + "\n")

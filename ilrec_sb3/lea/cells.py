@@ -1,0 +1,253 @@
+"""Cells of an experiment with LEA's recommenders: made, kept and read.
+
+A cell is one variant on one backbone, one dataset and one seed; its folder is written whole when it
+is finished, and found again by all that its result depends on. A cell that failed leaves
+``failed.json`` and ``traceback.txt`` instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ilrec_sb3.lea.feedback import STAGES, make_source, prepare_feedback, source_arguments
+from ilrec_sb3.lea.grid import RecommenderGrid, RecommenderTask
+from ilrec_sb3.lea.training import (
+    Trained,
+    load_data,
+    make_recommender,
+    train_recommender,
+    write_curve,
+)
+from recsim_env import artefacts
+from recsim_env.environment_feedback import EnvironmentFeedback
+from recsim_env.errors import IlrecError
+from recsim_env.sequences import SequenceData
+from recsim_env.threads import one_thread
+
+__all__ = ["FAILED", "Finished", "Made", "Maker", "Plan", "read_cell"]
+
+logger = logging.getLogger(__name__)
+
+_METRICS, _CURVE, _RANKS, _MODEL = "metrics.json", "curve.csv", "ranks.parquet", "model.zip"
+FAILED, _TRACEBACK = "failed.json", "traceback.txt"
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A finished cell.
+
+    Attributes:
+        task: What it is.
+        trained: What came of it.
+        code: Hash of the package's code that made it.
+    """
+
+    task: RecommenderTask
+    trained: Trained
+    code: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cell, where it is kept, and where its feedback is.
+
+    Attributes:
+        task: What it is to be.
+        folder: Its folder.
+        key: Of all that decides its result.
+        feedback: File; None where none is needed.
+    """
+
+    task: RecommenderTask
+    folder: Path
+    key: str
+    feedback: Path | None
+
+    @property
+    def state(self) -> str:
+        """How far it is: "finished", "failed", "of other settings" or "missing"."""
+        if not artefacts.check_folder(self.folder):
+            return "missing"
+        if not (self.folder / _METRICS).exists():
+            return "failed"
+        return (
+            "finished"
+            if _read_json(self.folder / _METRICS)["key"] == self.key
+            else ("of other settings")
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker says of a piece of work.
+
+    Attributes:
+        said: One line of what came of it.
+        seconds: Wall time.
+        failed: One line; None where it did not fail.
+    """
+
+    said: str
+    seconds: float
+    failed: str | None = None
+
+
+class Maker:
+    """Prepares feedback and makes cells; what it has loaded serves the next one.
+
+    Args:
+        grid: The grid.
+        root: Folder with the raw data.
+        cache: Of prepared artefacts.
+        code: Hash of the package's code.
+    """
+
+    def __init__(
+        self, grid: RecommenderGrid, root: str | None, cache: str | None, code: str
+    ) -> None:
+        self.grid, self.root, self.cache, self.code = grid, root, cache, code
+        self._data: dict[str, SequenceData] = {}
+        self._feedback: tuple[Path | None, EnvironmentFeedback | None] = (None, None)
+
+    def data(self, name: str) -> SequenceData:
+        """Returns the sequences of a dataset of the grid."""
+        if name not in self._data:
+            dataset = self.grid.datasets[name]
+            self._data[name] = load_data(dataset.dataset, self.root, dataset.options, self.cache)
+        return self._data[name]
+
+    def prepare(self, task: RecommenderTask, folder: Path, progress: bool) -> None:
+        """Makes the feedback that a task needs.
+
+        Args:
+            task: The task.
+            folder: Of the feedback; what the stages make is kept beside it.
+            progress: Shows progress bars.
+        """
+        assert task.candidates is not None
+        source = make_source(self.grid.environment)
+        prepare_feedback(
+            self.data(task.dataset),
+            source,
+            source_arguments(source, task.feedback),
+            folder,
+            candidates=task.candidates,
+            stages=folder.parent / STAGES,
+            device=self.grid.device,
+            progress=progress,
+        )
+
+    def prepare_all(self, plans: Sequence[Plan]) -> dict[Path, Made]:
+        """Makes the feedback of some plans, one after the other.
+
+        Returns:
+            What came of each file.
+        """
+        made = {}
+        for plan in plans:
+            assert plan.feedback is not None
+            started = time.perf_counter()
+            failed = None
+            try:
+                with one_thread():
+                    self.prepare(plan.task, plan.feedback.parent, progress=False)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+                failed = _reason(error)
+                logger.info("%s", traceback.format_exc())
+            said = f"feedback on {plan.task.dataset} for {plan.task.backbone}"
+            made[plan.feedback] = Made(said, time.perf_counter() - started, failed)
+        return made
+
+    def __call__(self, plan: Plan) -> Made:
+        """Makes a cell and writes it, or that it failed and why."""
+        started = time.perf_counter()
+        try:
+            with one_thread():
+                said = self._make(plan)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other cells go on
+            self.fail(plan, _reason(error), traceback.format_exc())
+            return Made("", time.perf_counter() - started, _reason(error))
+        return Made(said, time.perf_counter() - started)
+
+    def _make(self, plan: Plan) -> str:
+        task = plan.task
+        data = self.data(task.dataset)
+        feedback = None
+        if plan.feedback is not None:
+            if self._feedback[0] != plan.feedback:
+                self._feedback = (plan.feedback, EnvironmentFeedback.load(plan.feedback))
+            feedback = self._feedback[1]
+        model = make_recommender(
+            task.backbone,
+            data,
+            task.variant,
+            feedback,
+            seed=task.seed,
+            settings=task.settings,
+            device=self.grid.device,
+        )
+        trained = train_recommender(model, task.steps)
+
+        def write(folder: Path) -> None:
+            about = {"key": plan.key, "task": asdict(task), "code": self.code}
+            content = json.dumps({**about, **trained.described()}, indent=1)
+            (folder / _METRICS).write_text(content + "\n", encoding="utf-8")
+            write_curve(folder / _CURVE, trained.curve)
+            table = pa.table({"rank": pa.array(trained.test_ranks, pa.int32())})
+            pq.write_table(table, folder / _RANKS, compression="zstd")
+            if self.grid.models:
+                model.save(folder / _MODEL)
+
+        artefacts.write_folder(plan.folder, write)
+        shown = trained.test or trained.valid
+        return ", ".join(f"{n} {shown[n]:.4f}" for n in ("HR@10", "NDCG@10") if n in shown)
+
+    def fail(self, plan: Plan, reason: str, trace: str) -> None:
+        """Writes that a cell failed.
+
+        Raises:
+            OSError: Not even that can be written, so it is of no use to make the others.
+        """
+
+        def write(folder: Path) -> None:
+            about = {"key": plan.key, "task": asdict(plan.task), "failed": reason}
+            (folder / FAILED).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            (folder / _TRACEBACK).write_text(trace, encoding="utf-8")
+
+        artefacts.write_folder(plan.folder, write)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, IlrecError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_cell(plan: Plan) -> Finished:
+    """Reads a finished cell.
+
+    Args:
+        plan: Of the cell.
+    """
+    values = _read_json(plan.folder / _METRICS)
+    with (plan.folder / _CURVE).open(encoding="utf-8", newline="") as stream:
+        curve = [{n: float(v) for n, v in row.items()} for row in csv.DictReader(stream)]
+    found = pq.read_table(plan.folder / _RANKS)["rank"].to_numpy().astype(np.int64)
+    names = ("valid", "test", "best_step", "steps", "seconds")
+    trained = Trained(curve=curve, test_ranks=found, **{name: values[name] for name in names})
+    return Finished(plan.task, trained, values["code"])

@@ -1,0 +1,220 @@
+"""Feedback of an environment on the train examples: made once, kept in a folder, found again."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ilrec_sb3.lea.candidates import top_items
+from ilrec_sb3.lea.networks import NetworkConfig
+from ilrec_sb3.lea.recommender import LEA
+from ilrec_sb3.lea.training import (
+    Candidates,
+    check_settings,
+    make_recommender,
+    train_recommender,
+)
+from recsim_env import artefacts
+from recsim_env.command_line import FeedbackSource
+from recsim_env.environment_feedback import EnvironmentFeedback
+from recsim_env.errors import ArtefactError, DataError, MissingDataError, near_miss
+from recsim_env.sequences import SequenceData
+
+__all__ = [
+    "FEEDBACK",
+    "STAGES",
+    "find_feedback",
+    "make_source",
+    "prepare_feedback",
+    "source_arguments",
+]
+
+logger = logging.getLogger(__name__)
+
+FEEDBACK = "feedback.safetensors"
+STAGES = "stages"
+_SETTINGS = "settings.json"
+_ENVIRONMENTS = "ilrec.environments"
+_CANDIDATES = 5
+
+
+def make_source(name: str | None = None) -> FeedbackSource:
+    """Returns an environment that a package brings.
+
+    Args:
+        name: Of its entry point; None: the first.
+
+    Raises:
+        DataError: There is none, or none of that name.
+    """
+    found: dict[str, FeedbackSource] = {}
+    for entry in sorted(importlib.metadata.entry_points(group=_ENVIRONMENTS), key=lambda e: e.name):
+        try:
+            found[entry.name] = entry.load()
+        except (ImportError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            logger.warning("%r of %s cannot be loaded: %s", entry.name, _ENVIRONMENTS, reason)
+    if not found:
+        raise DataError(
+            f"No installed package brings an environment (entry points of {_ENVIRONMENTS}), "
+            "expected at least one: install ilrec with all of its packages."
+        )
+    if name is None:
+        return next(iter(found.values()))
+    if name not in found:
+        raise DataError(f"There is no environment {name!r}; {near_miss(name, found)}.")
+    return found[name]
+
+
+class _Options(argparse.ArgumentParser):
+    """A parser of options that come from a file: what is wrong is an error, not the end."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses."""
+        raise DataError(f"The options of the environment do not fit: {message}.")
+
+
+def source_arguments(source: FeedbackSource, options: Mapping[str, Any]) -> argparse.Namespace:
+    """Returns what a command line with some options would give.
+
+    Args:
+        source: Whose options they are.
+        options: Values by name: ``share = 0.2`` stands for ``--share 0.2``, false for ``--no-...``,
+            a list for an option that is repeated.
+
+    Raises:
+        DataError: An option is not known, or its value does not fit.
+    """
+    parser = _Options(add_help=False, allow_abbrev=False)
+    source.add_arguments(parser)
+    known = vars(parser.parse_args([]))
+    given: list[str] = []
+    for name, value in options.items():
+        if name not in known:
+            raise DataError(f"The environment has no option {name!r}; {near_miss(name, known)}.")
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            given += [f"--{flag}={one}" for one in values]
+    return parser.parse_args(given)
+
+
+def prepare_feedback(
+    data: SequenceData,
+    source: FeedbackSource,
+    arguments: argparse.Namespace,
+    folder: str | Path,
+    *,
+    candidates: Candidates,
+    stages: str | Path | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = logger.info,
+) -> EnvironmentFeedback:
+    """Makes the feedback of an environment on the train examples, stage by stage.
+
+    What is there and belongs to the same data and settings is not made again: a call that was
+    stopped goes on with the stage, or the piece of the feedback, that it was at.
+
+    Args:
+        data: The sequences.
+        source: The environment.
+        arguments: Its options.
+        folder: Gets ``feedback.safetensors`` and ``settings.json``.
+        candidates: Whose best items the environment chooses from.
+        stages: Keeps what the stages made; None: a folder beside the feedback. Several feedbacks
+            on one dataset may share it.
+        device: Of the recommender; None: "auto".
+        progress: Shows progress bars.
+        say: Takes lines that tell how far it is.
+
+    Raises:
+        IlrecError: Settings that cannot be used, or a language model that fails.
+    """
+    folder = Path(folder)
+    stages = folder / STAGES if stages is None else Path(stages)
+    network: NetworkConfig = check_settings(candidates.settings)["network"]
+    examples = data.examples("train", network.length)
+    about: dict[str, Any] = {
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "candidates": asdict(candidates),
+        "environment": dict(source.settings(arguments)),
+    }
+    about = {"key": artefacts.key(**about), **json.loads(json.dumps(about))}
+    if _settings_of(folder).get("key") == about["key"]:
+        try:
+            found = EnvironmentFeedback.load(folder / FEEDBACK, examples)
+        except ArtefactError as error:
+            logger.warning("%s It is made again.", error)
+        else:
+            say(f"{folder / FEEDBACK} is there.")
+            return found
+    (folder / _SETTINGS).unlink(missing_ok=True)  # from here on it is not what it was
+    say(f"Candidates: a {candidates.backbone} recommender without feedback.")
+    model = _candidate_model(data, candidates, stages, device, progress)
+    chosen = top_items(model, examples, _CANDIDATES)
+    say("Environment: what is missing is made; what is there is used.")
+    found = source.feedback(arguments, data, examples, chosen, stages, progress)
+    found.check(examples)
+    found.save(folder / FEEDBACK)
+    artefacts.write_file(folder / _SETTINGS, json.dumps(about, indent=1) + "\n")
+    return found
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _candidate_model(
+    data: SequenceData, candidates: Candidates, stages: Path, device: str | None, progress: bool
+) -> LEA:
+    """Returns the recommender that is kept, or trains one and keeps it."""
+    key = artefacts.key(data=data.fingerprint, candidates=candidates)
+    path = stages / f"candidates-{key[:16]}.zip"
+    if path.exists():
+        try:
+            return LEA.load(path, data, device=device or "auto")
+        except ArtefactError as error:
+            logger.warning("%s That is what happens now.", error)
+    model = make_recommender(
+        candidates.backbone,
+        data,
+        "Normal",
+        seed=candidates.seed,
+        settings=candidates.settings,
+        device=device,
+    )
+    train_recommender(model, candidates.steps, progress)
+    model.save(path)
+    return model
+
+
+def find_feedback(path: str | Path) -> Path:
+    """Returns the file of a feedback.
+
+    Args:
+        path: The file, or a folder that `prepare_feedback` wrote.
+
+    Raises:
+        MissingDataError: It is not there.
+    """
+    file = Path(path)
+    file = file / FEEDBACK if file.is_dir() else file
+    if not file.is_file():
+        raise MissingDataError(
+            f"{file} is not there, expected the feedback of an environment: make it with `ilrec "
+            "lea prepare`."
+        )
+    return file
