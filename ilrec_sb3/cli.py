@@ -655,42 +655,13 @@ def _add_benchmark(subparsers: Any) -> None:
             "Exit code 1: a cell failed; its folder has failed.json and traceback.txt.\n"
         ),
     )
-    parser.add_argument("grid", metavar="GRID.toml", help="what to make")
-    parser.add_argument(
-        "--jobs", type=cl.positive, default=1, metavar="N", help="processes (default: 1)"
+    cl.add_grid(
+        parser,
+        folder="runs/benchmark-<name>",
+        rows="make these rows only; * stands for any text",
+        parts=("--environments", "make it in these only; * stands for any text"),
+        fresh="make what is asked for anew, also where it is there",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder of the run (default: runs/benchmark-<name>)"
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="make these rows only; * stands for any text",
-    )
-    parser.add_argument(
-        "--environments",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="make it in these only; * stands for any text",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="make what is asked for anew, also where it is there"
-    )
-    parser.add_argument(
-        "--report-only", action="store_true", help="make no cell, only the report of those there"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be made, and make nothing"
-    )
-    cl.add_common(parser)
     parser.set_defaults(run=_benchmark)
 
 
@@ -712,12 +683,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         command=arguments.argv,
         say=cl.say,
     )
-    if result.report is not None:
-        cl.say(f"Report: {result.report}")
-    if result.failed:
-        cl.say(f"{result.failed} cells failed; the same command tries them again.")
-        return 1
-    return 0
+    return cl.grid_made(result.report, result.failed)
 
 
 if __name__ == "__main__":

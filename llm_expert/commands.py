@@ -208,9 +208,7 @@ def add_collect(subparsers: Any) -> None:
         metavar="KEY=VALUE",
         help="an argument of the environment, such as termination=billp; may be repeated",
     )
-    parser.add_argument(
-        "--data", metavar="DIR", help="folder with the raw data (default: ILREC_DATA)"
-    )
+    cl.add_raw_data(parser)
     parser.add_argument(
         "--episodes", type=cl.positive, default=100, metavar="N", help="sessions (default: 100)"
     )

@@ -33,8 +33,11 @@ __all__ = [
     "Player",
     "add_common",
     "add_data",
+    "add_grid",
     "add_later",
+    "add_raw_data",
     "device",
+    "grid_made",
     "json_pairs",
     "pairs",
     "positive",
@@ -149,6 +152,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_raw_data(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--data``.
+
+    Args:
+        parser: Of a command.
+    """
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
+    )
+
+
 def add_data(
     parser: argparse.ArgumentParser,
     default: str | None = None,
@@ -169,11 +185,7 @@ def add_data(
         metavar="NAME",
         help=f"{', '.join(names)}, or a name that you prepared (default: {said})",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
-    )
+    add_raw_data(parser)
     parser.add_argument(
         "--option",
         action="append",
@@ -181,6 +193,50 @@ def add_data(
         metavar="KEY=VALUE",
         help="an option of the dataset, such as min_user=10; may be repeated",
     )
+
+
+def add_grid(
+    parser: argparse.ArgumentParser, folder: str, rows: str, parts: tuple[str, str], fresh: str
+) -> None:
+    """Adds what all commands have that make the cells of a grid.
+
+    Args:
+        parser: Of a command.
+        folder: Where a run goes by itself.
+        rows: What the help of ``--only`` says.
+        parts: The option that picks a part of the grid and what its help says.
+        fresh: What the help of ``--fresh`` says.
+    """
+    parser.add_argument("grid", metavar="GRID.toml", help="what to make")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="processes (default: 1)"
+    )
+    parser.add_argument("--out", metavar="DIR", help=f"folder of the run (default: {folder})")
+    add_raw_data(parser)
+    parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help=rows)
+    parser.add_argument(parts[0], nargs="+", default=[], metavar="NAME", help=parts[1])
+    parser.add_argument("--fresh", action="store_true", help=fresh)
+    parser.add_argument(
+        "--report-only", action="store_true", help="make no cell, only the report of those there"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be made, and make nothing"
+    )
+    add_common(parser)
+
+
+def grid_made(report: object, failed: int) -> int:
+    """Says what became of a grid, and returns the exit code.
+
+    Args:
+        report: Its path, None without one.
+        failed: How many cells failed.
+    """
+    if report is not None:
+        say(f"Report: {report}")
+    if failed:
+        say(f"{failed} cells failed; the same command tries them again.")
+    return 1 if failed else 0
 
 
 def pairs(values: Sequence[str], flag: str) -> dict[str, str]:

@@ -295,11 +295,7 @@ def _add_evaluate(subparsers: Any) -> None:
         ),
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of `ilrec lea train`")
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
-    )
+    cl.add_raw_data(parser)
     parser.add_argument("--device", type=cl.device, metavar="NAME", help="cpu, cuda or auto")
     cl.add_common(parser)
     parser.set_defaults(run=_evaluate)
@@ -386,36 +382,13 @@ def _add_benchmark(subparsers: Any) -> None:
             "Exit code 1: a cell failed; its folder has failed.json and traceback.txt.\n"
         ),
     )
-    parser.add_argument("grid", metavar="GRID.toml", help="what to make")
-    parser.add_argument(
-        "--jobs", type=cl.positive, default=1, metavar="N", help="processes (default: 1)"
+    cl.add_grid(
+        parser,
+        folder="runs/lea-<name>",
+        rows="make these rows only, such as SNQN or GRU4Rec/SNQN; * stands for any text",
+        parts=("--datasets", "make these only, likewise"),
+        fresh="make the cells asked for anew; feedback stays",
     )
-    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/lea-<name>)")
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with the raw data (default: ILREC_DATA, else the user cache directory)",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="make these rows only, such as SNQN or GRU4Rec/SNQN; * stands for any text",
-    )
-    parser.add_argument(
-        "--datasets", nargs="+", default=[], metavar="NAME", help="make these only, likewise"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="make the cells asked for anew; feedback stays"
-    )
-    parser.add_argument(
-        "--report-only", action="store_true", help="make no cell, only the report of those there"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be made, and make nothing"
-    )
-    cl.add_common(parser)
     parser.set_defaults(run=_benchmark)
 
 
@@ -434,8 +407,4 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         command=arguments.argv,
         say=cl.say,
     )
-    if report is not None:
-        cl.say(f"Report: {report}")
-    if failed:
-        cl.say(f"{failed} cells failed; the same command tries them again.")
-    return 1 if failed else 0
+    return cl.grid_made(report, failed)
