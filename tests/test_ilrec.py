@@ -21,6 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 from ilrec_sb3 import DiscreteSAC, ILRec, as_vec_env
 from ilrec_sb3.ilrec.discrete_sac import Batch, LinearDecay, updates_for
 from ilrec_sb3.ilrec.heads import doubt
+from ilrec_sb3.ilrec.policies import Outcomes
 from recsim_env import Dynamics, Prepared, RecEnv, RecVectorEnv, Trajectory, save_trajectories
 from recsim_env.planners import explore, random_policy, rule_aware, run_episodes
 from recsim_env.termination import Similarity
@@ -788,3 +789,50 @@ def test_the_tracker_is_looked_at_under_rules_that_do_not_deny_it(prepared: Prep
     dynamics = Dynamics(prepared, split="train", rules=[Similarity()])
     policy = DiscreteSAC("MlpPolicy", RecEnv(dynamics=dynamics), **SMALL).policy
     assert policy.cross.scaled(th.ones(1, dynamics.layout.size))[:, dynamics.layout.tracker].all()
+
+
+def test_draws_avoid_what_ends_the_session(env: RecEnv) -> None:
+    policy = DiscreteSAC("MlpPolicy", env, **SMALL).policy
+    probs = th.tensor([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0], [0.5, 0.5, 0.0]])
+    goes_on = th.tensor([[1.0, 0.25, 1.0], [1.0, 1.0, 0.1], [0.0, 0.0, 1.0]])
+    outcomes = Outcomes(th.zeros(3, 3), goes_on)
+    expected = th.tensor([[0.8, 0.2, 0.0], [0.2, 0.8, 0.0], [0.5, 0.5, 0.0]])
+    th.testing.assert_close(policy.careful(probs, outcomes), expected)
+    assert policy.careful(probs, None) is probs
+    policy.caution = 2.0
+    th.testing.assert_close(policy.careful(probs, outcomes)[0], th.tensor([16 / 17, 1 / 17, 0.0]))
+    policy.caution = 0.0
+    assert policy.careful(probs, outcomes) is probs
+    with pytest.raises(ValueError, match="caution=-1 came"):
+        DiscreteSAC("MlpPolicy", env, **{**SMALL, "policy_kwargs": {"caution": -1}})
+
+
+def test_only_draws_are_careful(env: RecEnv) -> None:
+    model = DiscreteSAC("MlpPolicy", env, **SMALL)
+    policy = model.policy
+    observation = np.repeat(env.reset(seed=0)[0][None], 64, axis=0)
+    mask = np.zeros((64, env.dynamics.n_items), bool)
+    mask[:, :2] = True
+    best = policy.predict(observation, deterministic=True, action_masks=mask)[0][0]
+
+    def ends(flat: th.Tensor, *_: object) -> Outcomes:
+        goes_on = th.ones(len(flat), env.dynamics.n_items)
+        goes_on[:, best] = 0.0
+        return Outcomes(th.zeros_like(goes_on), goes_on)
+
+    policy.outcomes = ends  # type: ignore[method-assign]
+    assert (policy.predict(observation, deterministic=True, action_masks=mask)[0] == best).all()
+    assert (policy.predict(observation, deterministic=False, action_masks=mask)[0] != best).all()
+
+
+def test_a_spread_penalty_evens_out_what_comes_after_actions(env: RecEnv) -> None:
+    def spread(coefficient: float) -> float:
+        model = DiscreteSAC("MlpPolicy", env, spread_coef=coefficient, **SMALL).learn(200)
+        flat = model.replay_buffer.sample(32).observations
+        with th.no_grad():
+            values = model.policy._scores(model.policy.critic, flat, None)
+        return float(th.stack(values).std(dim=-1).mean())
+
+    assert spread(100.0) < 0.5 * spread(0.0)
+    with pytest.raises(ValueError, match="spread_coef=-1 came"):
+        DiscreteSAC("MlpPolicy", env, spread_coef=-1, **SMALL)

@@ -18,6 +18,7 @@ from ilrec_sb3.ilrec.losses import (
     outcome_loss,
     policy_loss,
     soft_value,
+    spread_penalty,
     target_entropy,
 )
 
@@ -143,3 +144,11 @@ def test_outcome_loss_by_hand() -> None:
     assert float(found.end_loss) == pytest.approx(ends, abs=1e-5)
     with pytest.raises(ValueError, match="end_logits"):
         outcome_loss(rewards, logits[:1], seen, ended)
+
+
+def test_spread_penalty_by_hand() -> None:
+    values = [th.tensor([1.0, 2.0]), th.tensor([0.0, 0.0])]
+    others = [th.tensor([1.0, 4.0]), th.tensor([1.0, 3.0])]
+    assert spread_penalty(values, others).item() == pytest.approx(4.0 / 2 + 10.0 / 2)
+    with pytest.raises(ValueError, match="flatten both"):
+        spread_penalty([th.zeros(4)], [th.zeros(4, 1)])

@@ -25,6 +25,7 @@ __all__ = [
     "imitation_loss",
     "policy_loss",
     "soft_value",
+    "spread_penalty",
     "target_entropy",
 ]
 
@@ -233,6 +234,23 @@ def outcome_loss(
     ends = F.binary_cross_entropy_with_logits(end_logits, ended)
     error = (rewards.detach() - seen).abs().mean()
     return OutcomeLoss(F.huber_loss(rewards, seen) + ends, error, ends.detach())
+
+
+def spread_penalty(values: Sequence[th.Tensor], others: Sequence[th.Tensor]) -> th.Tensor:
+    """Mean squared difference between the values of two actions in the same states.
+
+    With actions that are drawn alike it is twice the variance of the values over the actions.
+
+    Args:
+        values: One (B,) tensor for each critic.
+        others: The same of other actions in the same states.
+
+    Returns:
+        Scalar, the sum over the critics.
+    """
+    for value, other in zip(values, others, strict=True):
+        _same_shape("values", value, "others", other)
+    return th.stack([F.mse_loss(v, o) for v, o in zip(values, others, strict=True)]).sum()
 
 
 def target_entropy(share: float, n_actions: int, masks: th.Tensor | None = None) -> th.Tensor:

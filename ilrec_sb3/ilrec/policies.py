@@ -71,6 +71,10 @@ class _Network(nn.Module):
         return features
 
 
+_LEAST_GOES_ON = 1e-6
+"""Where all that may be shown goes on with less than this chance, caution has nothing to choose."""
+
+
 class Outcomes(NamedTuple):
     """What is thought to follow at once from each action, for B states and n actions.
 
@@ -95,7 +99,10 @@ class ILRecPolicy(BasePolicy):
     has to be found through values of values; critics learn U alone, the value of going on.
 
     The average of the actor's parameters along its training gives the best action; draws, the
-    exploration among them, are the actor's own.
+    exploration among them, are the actor's own. With ``caution`` they are not quite: an action that
+    ends the session with chance d is drawn (1 - d)^caution times as often, and the critics learn
+    the values of such draws. Over thousands of items the small chances of bad ones add up, and the
+    critics would learn how sessions go on that now and then end by accident.
 
     Where the environment says what its items are (``item_context``), scores come from item features
     and state-item cross features (see `ilrec_sb3.ilrec.heads`); elsewhere from plain heads with one
@@ -118,6 +125,8 @@ class ILRecPolicy(BasePolicy):
         value_scale: Usual size of a return, in units of reward; the critics' outputs are multiplied
             by it.
         decomposed: Whether rewards and ends of sessions are learned apart from values.
+        caution: How much draws avoid what is thought to end the session; 0 takes the actor's own.
+            Of no effect unless ``decomposed``.
         features_extractor_class: As in Stable-Baselines3.
         features_extractor_kwargs: As in Stable-Baselines3.
         normalize_images: As in Stable-Baselines3.
@@ -145,6 +154,7 @@ class ILRecPolicy(BasePolicy):
         item_dim: int = 32,
         value_scale: float = 10.0,
         decomposed: bool = True,
+        caution: float = 1.0,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
@@ -169,6 +179,9 @@ class ILRecPolicy(BasePolicy):
         self.item_dim = item_dim
         self.value_scale = value_scale
         self.decomposed = decomposed
+        if caution < 0:
+            raise ValueError(f"caution={caution} came; expected 0 or more: 1 is usual.")
+        self.caution = caution
         order = None if item_context is None else list(item_context.layout.parts())
         self.flat = FlatObservations(observation_space, order)
         usable = (
@@ -230,6 +243,7 @@ class ILRecPolicy(BasePolicy):
             item_dim=self.item_dim,
             value_scale=self.value_scale,
             decomposed=self.decomposed,
+            caution=self.caution,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
             optimizer_class=self.optimizer_class,
@@ -297,6 +311,21 @@ class ILRecPolicy(BasePolicy):
             return None
         rewards, ends = self._scores(self.outcome, flat, crossed)
         return Outcomes(rewards, th.sigmoid(-ends))
+
+    def careful(self, probs: th.Tensor, outcomes: Outcomes | None) -> th.Tensor:
+        """Returns (B, n) probabilities of draws: less often what ends the session.
+
+        States where everything is thought to end it keep their probabilities.
+
+        Args:
+            probs: (B, n) the actor's.
+            outcomes: Of the same states; None where not decomposed.
+        """
+        if outcomes is None or self.caution == 0:
+            return probs
+        weighted = probs * outcomes.goes_on**self.caution
+        total = weighted.sum(1, keepdim=True)
+        return th.where(total > _LEAST_GOES_ON, weighted / total.clamp_min(_LEAST_GOES_ON), probs)
 
     def outcome_pairs(self, flat: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Returns (B,) rewards and (B,) logits of an end, of the (B, 1) actions."""
@@ -411,7 +440,11 @@ class ILRecPolicy(BasePolicy):
         log_probs = self.log_probs(flat, action_masks, average=deterministic)
         if deterministic:
             return log_probs.argmax(dim=1)
-        return sample_actions(log_probs.exp())
+        return sample_actions(self.careful(log_probs.exp(), self._foreseen(flat)))
+
+    def _foreseen(self, flat: th.Tensor) -> Outcomes | None:
+        """Returns the outcomes that caution asks for."""
+        return self.outcomes(flat) if self.caution > 0 else None
 
     def predict(
         self,
