@@ -437,14 +437,12 @@ class ILRecPolicy(BasePolicy):
         action_masks: th.Tensor | None = None,
     ) -> th.Tensor:
         flat = self.flat.flatten_tensor(observation)
-        log_probs = self.log_probs(flat, action_masks, average=deterministic)
+        crossed = self.crossed(flat)
+        log_probs = self.log_probs(flat, action_masks, crossed, average=deterministic)
         if deterministic:
             return log_probs.argmax(dim=1)
-        return sample_actions(self.careful(log_probs.exp(), self._foreseen(flat)))
-
-    def _foreseen(self, flat: th.Tensor) -> Outcomes | None:
-        """Returns the outcomes that caution asks for."""
-        return self.outcomes(flat) if self.caution > 0 else None
+        outcomes = self.outcomes(flat, crossed) if self.caution > 0 else None
+        return sample_actions(self.careful(log_probs.exp(), outcomes))
 
     def predict(
         self,
