@@ -89,16 +89,15 @@ class ItemHead(nn.Module):
         return scores
 
     def pairs(self, observations: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
-        """Returns for each head (B, 1) scores of one item a state, unmasked.
+        """Returns for each head (B, m) scores of m items a state, unmasked.
 
         Args:
             observations: As in `forward`.
-            actions: (B, 1) int64.
+            actions: (B, m) int64.
         """
         flat, _ = self._split(observations, masks=False)
         crossed = self.cross.pairs(flat, actions)
-        found = self.scorer.pairs(self._coefficients(flat), crossed, actions, self.cross)
-        return [scores[:, None] for scores in found]
+        return self.scorer.pairs(self._coefficients(flat), crossed, actions, self.cross)
 
     def _coefficients(self, flat: th.Tensor) -> list[Coefficients]:
         return self.scorer.coefficients(self.cross.scaled(flat), flat, self.cross)

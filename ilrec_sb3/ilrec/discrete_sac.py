@@ -615,7 +615,13 @@ class DiscreteSAC(OffPolicyAlgorithm):
         """One step of the critics towards (B,) targets, eq. 23; returns scalars for the log."""
         policy, scale = self.policy, self.policy.value_scale
         scalars: dict[str, float] = {}
-        predictions = policy.q_pairs(batch.observations, batch.actions)
+        actions = batch.actions
+        spread = policy.decomposed and self.spread_coef > 0
+        if spread:  # a second action in each state, drawn as the first
+            order = th.randperm(len(actions), device=self.device)
+            actions = th.cat([actions, actions[order]], dim=1)
+        values = policy.q_pairs(batch.observations, actions)
+        predictions = [q[:, 0] for q in values]
         if policy.decomposed:
             rewards, ends = policy.outcome_pairs(batch.observations, batch.actions)
             outcome = outcome_loss(rewards, ends, batch.rewards[:, 0], batch.dones[:, 0])
@@ -627,16 +633,15 @@ class DiscreteSAC(OffPolicyAlgorithm):
             on = batch.dones[:, 0] == 0
             if not on.any():
                 return scalars
-            predictions = [u[on] for u in predictions]
+            values = [u[on] for u in values]
+            predictions = [u[:, 0] for u in values]
             target = (target - rewards.detach())[on]
         critics = critic_loss([q / scale for q in predictions], target / scale, kind="huber")
         loss = critics.loss
-        if policy.decomposed and self.spread_coef > 0:
-            order = th.randperm(len(batch.actions), device=self.device)
-            others = [
-                u[on] / scale for u in policy.q_pairs(batch.observations, batch.actions[order])
-            ]
-            penalty = spread_penalty([u / scale for u in predictions], others)
+        if spread:
+            penalty = spread_penalty(
+                [u / scale for u in predictions], [u[:, 1] / scale for u in values]
+            )
             loss = loss + self.spread_coef * penalty
         self._descend(policy.critic_optimizer, policy.critic, loss)
         return {

@@ -217,13 +217,13 @@ class CrossNet(nn.Module):
         return total.log_().mul_(1.0 / float(np.log(self.base))).add_(1e-3).long()
 
     def pairs(self, flat: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
-        """Returns the cross features of one item a state, each (B, 1) int64; actions (B, 1)."""
-        counts = (self._counts(flat) * self.categories.T[actions[:, 0]]).amax(1)
-        found = [counts.long()[:, None]]
+        """Returns the cross features of m items a state, each (B, m) int64; actions (B, m)."""
+        counts = (self._counts(flat)[:, None] * self.categories.T[actions]).amax(2)
+        found = [counts.long()]
         if self.n_recent:
-            rows = self.recent(flat)
+            rows = self.recent(flat)[:, :, None]
             for near in (self.text_near, self.rating_near):
-                found.append(near[rows, actions].amax(1, keepdim=True).long())
+                found.append(near[rows, actions[:, None]].amax(1).long())
         return tuple(found)
 
     def _counts(self, flat: th.Tensor) -> th.Tensor:
@@ -351,14 +351,17 @@ class ItemScorer(nn.Module):
     def columns(
         self, cross: CrossNet, items: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor]:
-        """Returns columns (m, D + K + 1 + E) and biases (m,) of all items, or of the given (m,)."""
+        """Returns columns (m, D + K + 1 + E) and biases (m,) of all items, or of the given (m,).
+
+        Where ``items`` have more dimensions, so have columns and biases.
+        """
         features, rewards = cross.features, cross.reward_items
         after: list[th.Tensor] = [self.after] if self.pair_dim else []
         if items is not None:
             features, rewards = features[items], rewards[items]
             after = [q[items] for q in after]
-        g, bias = self.item(features).split([self.dim, 1], dim=1)
-        return th.cat([g, rewards, *after], dim=1), self.scale * bias[:, 0]
+        g, bias = self.item(features).split([self.dim, 1], dim=-1)
+        return th.cat([g, rewards, *after], dim=-1), self.scale * bias[..., 0]
 
     def scores(
         self, head: Coefficients, crossed: Sequence[th.Tensor], cross: CrossNet
@@ -375,20 +378,21 @@ class ItemScorer(nn.Module):
         items: th.Tensor,
         cross: CrossNet,
     ) -> list[th.Tensor]:
-        """Returns for each head (B,) scores of one item a state.
+        """Returns for each head (B, m) scores of m items a state.
 
         Args:
             heads: What each head says about the states.
             crossed: As `CrossNet.pairs` gives it.
-            items: (B, 1) the items.
+            items: (B, m) the items.
             cross: The cross features.
         """
-        columns, bias = self.columns(cross, items[:, 0])
+        columns, bias = self.columns(cross, items)
         found = []
         for head in heads:
-            scores = (head.weights * columns).sum(1) + bias + _looked_up(head.table, crossed)[:, 0]
+            scores = (head.weights[:, None] * columns).sum(2) + bias
+            scores = scores + _looked_up(head.table, crossed)
             if head.followed is not None:
-                scores = scores + head.followed.gather(1, items)[:, 0]
+                scores = scores + head.followed.gather(1, items)
             found.append(scores)
         return found
 

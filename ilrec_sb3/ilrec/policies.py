@@ -330,7 +330,7 @@ class ILRecPolicy(BasePolicy):
     def outcome_pairs(self, flat: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Returns (B,) rewards and (B,) logits of an end, of the (B, 1) actions."""
         rewards, ends = self._pairs(self.outcome, flat, actions)
-        return rewards, ends
+        return rewards[:, 0], ends[:, 0]
 
     def expected_q(
         self,
@@ -376,15 +376,18 @@ class ILRecPolicy(BasePolicy):
             crossed: Of these observations, where they were computed already.
             outcomes: Of these observations, where values are decomposed.
         """
-        if crossed is None and self.cross is not None:
-            crossed = self.cross(flat)
-        least = self.expected_q(flat, probs, crossed, outcomes=outcomes).argmin(0)
+        if outcomes is not None:
+            # what comes at once is the same for all critics and chooses none
+            probs = probs * outcomes.goes_on
         rows = th.arange(len(flat), device=flat.device)
         scorer = self.critic.scorer
-        if isinstance(scorer, PlainScorer) or self.cross is None or crossed is None:
-            values = th.stack(scorer(self.critic.features(flat)))[least, rows]
+        if isinstance(scorer, PlainScorer) or self.cross is None:
+            plain = th.stack(scorer(self.critic.features(flat)))
+            values = plain[(probs * plain).sum(2).argmin(0), rows]
         else:
+            crossed = self.cross(flat) if crossed is None else crossed
             heads = self._heads(self.critic, flat)
+            least = scorer.expected(heads, probs, crossed, self.cross).argmin(0)
             chosen = Coefficients(
                 th.stack([head.weights for head in heads])[least, rows],
                 th.stack([head.table for head in heads])[least, rows],
@@ -396,11 +399,11 @@ class ILRecPolicy(BasePolicy):
         return outcomes.rewards + outcomes.goes_on * values
 
     def q_pairs(self, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
-        """Returns each critic's (B,) value of the (B, 1) actions; U of them where decomposed.
+        """Returns each critic's (B, m) values of the (B, m) actions; U of them where decomposed.
 
         Args:
             flat: (B, d) flat observations.
-            actions: (B, 1) int64.
+            actions: (B, m) int64, m actions in each state.
         """
         return self._pairs(self.critic, flat, actions)
 
@@ -417,7 +420,7 @@ class ILRecPolicy(BasePolicy):
     def _pairs(self, network: _Network, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
         scorer = network.scorer
         if isinstance(scorer, PlainScorer) or self.cross is None:
-            return [q.gather(1, actions)[:, 0] for q in scorer(network.features(flat))]
+            return [q.gather(1, actions) for q in scorer(network.features(flat))]
         crossed = self.cross.pairs(flat, actions)
         return scorer.pairs(self._heads(network, flat), crossed, actions, self.cross)
 

@@ -68,7 +68,7 @@ class DiscreteBCQ(OfflineAlgorithm):
             target = self._double_q_target(batch, scores.argmax(dim=1))
         logits = policy.logits(batch.observations)
         log_probs = masked_log_softmax(logits, batch.action_masks, check=False)
-        q_taken = policy.q_pairs(batch.observations, batch.actions)[0]
+        q_taken = policy.q_pairs(batch.observations, batch.actions)[0][:, 0]
         losses = bcq_loss(
             q_taken / scale,
             target / scale,

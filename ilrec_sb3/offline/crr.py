@@ -65,7 +65,7 @@ class CRR(OfflineAlgorithm):
         policy, scale = self.policy, self.policy.value_scale
         crossed = policy.crossed(batch.observations)
         log_probs = policy.log_probs(batch.observations, batch.action_masks, crossed)
-        q_taken = policy.q_pairs(batch.observations, batch.actions)
+        q_taken = [q[:, 0] for q in policy.q_pairs(batch.observations, batch.actions)]
         with th.no_grad():
             target = self._target(batch)
             expected = policy.expected_q(batch.observations, log_probs.exp(), crossed)

@@ -189,7 +189,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         Where the trained critic chose the actions, that is double DQN's target (van Hasselt et al.,
         2016).
         """
-        values = self.policy.target_pairs(batch.next_observations, next_actions[:, None])[0]
+        values = self.policy.target_pairs(batch.next_observations, next_actions[:, None])[0][:, 0]
         return critic_target(batch.rewards, batch.dones, values, self.gamma)
 
     def _gradient_step(self, batch: DemonstrationSamples) -> dict[str, th.Tensor]:

@@ -112,13 +112,8 @@ class OfflinePolicy(ILRecPolicy):
         return [scorer.scores(head, crossed, self.cross) for head in heads]
 
     def target_pairs(self, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
-        """Returns each target critic's (B,) value of the (B, 1) actions."""
-        network = self.critic_target
-        scorer = network.scorer
-        if isinstance(scorer, PlainScorer) or self.cross is None:
-            return [q.gather(1, actions)[:, 0] for q in scorer(network.features(flat))]
-        crossed = self.cross.pairs(flat, actions)
-        return scorer.pairs(self._heads(network, flat), crossed, actions, self.cross)
+        """Returns each target critic's (B, m) values of the (B, m) actions."""
+        return self._pairs(self.critic_target, flat, actions)
 
     def set_training_mode(self, mode: bool) -> None:
         """Sets the trained networks to training or evaluation; targets stay in evaluation."""

@@ -40,7 +40,7 @@ class SQN(OfflineAlgorithm):
             best = masked_logits(values, batch.next_action_masks, check=False).argmax(dim=1)
             target = self._double_q_target(batch, best)
         log_probs = policy.log_probs(batch.observations, batch.action_masks)
-        q_taken = policy.q_pairs(batch.observations, batch.actions)[0]
+        q_taken = policy.q_pairs(batch.observations, batch.actions)[0][:, 0]
         losses = sqn_loss(log_probs, batch.actions, q_taken / scale, target / scale)
         return {
             "loss": losses.total,
