@@ -244,6 +244,20 @@ def test_demonstrations_of_another_environment_are_refused(
         model.learn(10)
 
 
+def test_demonstrations_of_another_catalogue_are_refused(
+    env: RecEnv, trajectories: list[Trajectory]
+) -> None:
+    n = env.action_space.n
+    unmasked = [replace(t, action_masks=None, n_actions=None) for t in trajectories]
+    for given, what in (
+        ([replace(t, actions=t.actions + n) for t in unmasked], rf"with action \d+ .* has {n}:"),
+        ([replace(t, n_actions=n + 1) for t in unmasked], rf"of \[{n + 1}\] actions .* has {n}:"),
+    ):
+        model = ILRec("MlpPolicy", env, demonstrations=given, **WARM)
+        with pytest.raises(ValueError, match=what):
+            model.learn(10)
+
+
 def test_warm_start_imitates_before_the_first_step(
     env: RecEnv, trajectories: list[Trajectory]
 ) -> None:

@@ -206,13 +206,7 @@ class ILRec(DiscreteSAC):
                 "ILRec learns as DiscreteSAC does."
             )
             return False
-        size = self.policy.flat.size
-        found = {t.observations.shape[1] for t in trajectories}
-        if found != {size}:
-            raise ValueError(
-                f"Demonstrations with observations of {sorted(found)} numbers came, the "
-                f"environment gives {size}: replay them in this environment."
-            )
+        self._check_demonstrations(trajectories)
         trajectories = [
             replace(t, rewards=t.rewards - self._penalty(t.actions)) for t in trajectories
         ]
@@ -228,6 +222,24 @@ class ILRec(DiscreteSAC):
             100 * (1 - fit.error / max(fit.constant_error, 1e-12)),
         )
         return True
+
+    def _check_demonstrations(self, trajectories: Sequence[Trajectory]) -> None:
+        """Raises ValueError where sessions were not recorded with these items and observations."""
+        size, n_actions = self.policy.flat.size, int(self.action_space.n)  # type: ignore[attr-defined]
+        sizes = {t.observations.shape[1] for t in trajectories}
+        if sizes != {size}:
+            raise ValueError(
+                f"Demonstrations with observations of {sorted(sizes)} numbers came, the "
+                f"environment gives {size}: replay them in this environment."
+            )
+        chosen = max(int(t.actions.max()) for t in trajectories)
+        catalogues = {t.n_actions for t in trajectories} - {None, n_actions}
+        if catalogues or chosen >= n_actions:
+            what = f"of {sorted(catalogues)} actions" if catalogues else f"with action {chosen}"  # type: ignore[type-var]
+            raise ValueError(
+                f"Demonstrations {what} came, the environment has {n_actions}: replay them in this "
+                "environment, or give those of its own catalogue."
+            )
 
     def _value_demonstrations(self, buffer: DemonstrationBuffer) -> ValueFit:
         """Fits V_demo, completes the returns of cut sessions by it, and weights each step (eq. 17).
