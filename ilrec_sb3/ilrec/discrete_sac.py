@@ -126,7 +126,9 @@ class DiscreteSAC(OffPolicyAlgorithm):
             between it falls in a straight line. At a constant rate a policy that was nearly
             deterministic now and then forgot what ends a session. Going on with a larger total
             raises the rate again. Of no effect with a schedule.
-        buffer_size: Transitions kept.
+        buffer_size: Latest transitions kept. What an observation leaves out, such as which good items
+            are used up already, an older policy's sessions have otherwise: learned from too long,
+            they make items look good that were shown while the good ones were left.
         learning_starts: Env steps before the first gradient step, played at random among what the
             masks allow.
         batch_size: Transitions in a gradient step.
@@ -184,7 +186,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
         policy: str | type[ILRecPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
-        buffer_size: int = 200_000,
+        buffer_size: int = 20_000,
         learning_starts: int = 1_000,
         batch_size: int = 256,
         tau: float = 0.1,
