@@ -126,9 +126,9 @@ class DiscreteSAC(OffPolicyAlgorithm):
             between it falls in a straight line. At a constant rate a policy that was nearly
             deterministic now and then forgot what ends a session. Going on with a larger total
             raises the rate again. Of no effect with a schedule.
-        buffer_size: Latest transitions kept. Observations leave out which of the good items are used
-            up; replayed for too long, an older policy's sessions make items look good that were
-            shown while the good ones were left.
+        buffer_size: Latest transitions kept. Observations leave out which of the good items are
+            used up; replayed for too long, an older policy's sessions make items look good that
+            were shown while the good ones were left.
         learning_starts: Env steps before the first gradient step, played at random among what the
             masks allow.
         batch_size: Transitions in a gradient step.
