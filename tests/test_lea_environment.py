@@ -76,6 +76,37 @@ def test_it_learns_the_habit() -> None:
     assert report["reward_of_chosen"] > 0.5
 
 
+def test_a_stopped_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EnvironmentConfig(share=0.5, epochs=3, lora_rank=4, lora_dropout=0.2, length=4)
+
+    def tune(folder: Path | None) -> LLMEnvironment:
+        return LLMEnvironment.fit(
+            language_model(), catalogue(), config, 3, False, tokens=tokens(), folder=folder
+        )
+
+    whole = tune(None)
+    one_epoch, made = LLMEnvironment._epoch, []
+
+    def two_epochs(self: LLMEnvironment, *arguments: Any) -> dict[str, float]:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(one_epoch(self, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(LLMEnvironment, "_epoch", two_epochs)
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path)
+    made.clear()
+    resumed = tune(tmp_path)
+    assert len(made) == 1
+    assert resumed.fingerprint == whole.fingerprint
+    assert resumed.report["reward_loss"] == whole.report["reward_loss"]
+    assert resumed.report["pairs_right"] == whole.report["pairs_right"]
+    made.clear()
+    assert tune(tmp_path).fingerprint == whole.fingerprint
+    assert not made
+
+
 def test_titles_do_as_well_and_need_no_tokens() -> None:
     lm, data = language_model(), catalogue()
     config = EnvironmentConfig(

@@ -21,13 +21,15 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from llm_expert.environment.adapters import Adapter
+from llm_expert.environment.chunks import ChunkFolder
 from llm_expert.environment.item_tokens import ItemTokens, item_tokens
 from llm_expert.environment.language_model import LanguageModel
 from llm_expert.environment.losses import choice_loss, reward_loss, state_loss
 from llm_expert.environment.prompts import POSITIONS, Prompts, PromptWriter
 from llm_expert.environment.trees import plant, tree_mask
+from llm_expert.environment.tuning_state import restored, tuning_state
 from llm_expert.errors import LLMError
-from recsim_env.artefacts import fingerprint_bytes, write_folder
+from recsim_env.artefacts import fingerprint_bytes, key, write_folder
 from recsim_env.environment_feedback import sample_negatives
 from recsim_env.errors import ArtefactError, DataError
 from recsim_env.sequences import Examples, IntArray, SequenceData
@@ -198,6 +200,7 @@ class LLMEnvironment:
         *,
         tokens: ItemTokens | None = None,
         prompts: Prompts | None = None,
+        folder: str | Path | None = None,
     ) -> LLMEnvironment:
         """Tunes a language model on a share of the users.
 
@@ -219,13 +222,15 @@ class LLMEnvironment:
             tokens: Item tokens; None makes them, which can take longer than the tuning. They are
                 not needed where items are titles.
             prompts: The templates; None takes the default.
+            folder: Keeps where the tuning stands after each epoch, and batches of item tokens, so
+                that the same call goes on where it was stopped; None keeps nothing.
 
         Raises:
             DataError: No train examples, or item tokens of another catalogue or model.
             LLMError: The language model gave a loss that is not finite.
         """
         config = config or EnvironmentConfig()
-        vectors = _vectors(lm, data, config, tokens, seed, progress)
+        vectors = _vectors(lm, data, config, tokens, seed, progress, folder)
         started = time.perf_counter()
         rng = np.random.default_rng(seed)
         chosen = _share(data.examples("train", config.length), config.share, rng)
@@ -243,7 +248,15 @@ class LLMEnvironment:
             head=head,
             prompts=prompts,
         )
-        losses = environment._tune(chosen, rng, progress)
+        source = key(
+            lm=lm.fingerprint,
+            data=data.fingerprint,
+            config=asdict(config),
+            prompts=asdict(environment._prompts),
+            vectors=fingerprint_bytes(vectors.tobytes()),
+            seed=seed,
+        )
+        losses = environment._tune(chosen, rng, progress, ChunkFolder(folder, "tuning", source))
         sampled = environment._set_offset(chosen, rng)
         held_out = data.examples("valid", config.length)
         environment.report = {
@@ -427,9 +440,9 @@ class LLMEnvironment:
         return th.where((items_BT >= 0)[..., None], vectors_BTh, tokens_BTh)
 
     def _tune(
-        self, chosen: Examples, rng: np.random.Generator, progress: bool
+        self, chosen: Examples, rng: np.random.Generator, progress: bool, kept: ChunkFolder
     ) -> dict[str, list[float]]:
-        """Trains adapter and head; returns the mean losses by epoch."""
+        """Trains adapter and head from where it stands; returns the mean losses by epoch."""
         config = self.config
         self._head.requires_grad_(True)
         with self._adapter.at_work(training=True):
@@ -447,10 +460,17 @@ class LLMEnvironment:
                 th.random.fork_rng(devices=[]),
             ):
                 th.manual_seed(int(rng.integers(2**31)))  # for the adapter's dropout
-                for epoch in range(config.epochs):
+                found, done = kept.load(0), 0
+                if found is not None:
+                    history = restored(found, weights, optimiser, rng)
+                    done = len(history["reward_loss"])
+                    bar.update(done * steps_each)
+                    logger.info("tuning goes on after epoch %d of %d", done, config.epochs)
+                for epoch in range(done, config.epochs):
                     means = self._epoch(chosen, rng, optimiser, weights, bar)
                     for name, value in means.items():
                         history.setdefault(name, []).append(value)
+                    kept.save(0, tuning_state(weights, optimiser, rng, history))
                     logger.info("epoch %d of %d: %s", epoch + 1, config.epochs, means)
         self._head.requires_grad_(False)
         return history
@@ -697,6 +717,7 @@ def _vectors(
     tokens: ItemTokens | None,
     seed: int,
     progress: bool,
+    folder: str | Path | None,
 ) -> NDArray[np.float32]:
     """Returns (n_items, h): item tokens, or the means of the titles' embeddings for eq. 2."""
     shape = (data.n_items, lm.hidden_size)
@@ -707,6 +728,7 @@ def _vectors(
             iterations=config.iterations,
             learning_rate=config.token_learning_rate,
             seed=seed,
+            folder=folder,
             progress=progress,
         )
         if found.vectors.shape != shape:

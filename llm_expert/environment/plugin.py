@@ -266,7 +266,13 @@ class _Stages:
 
         def make() -> LLMEnvironment:
             made = LLMEnvironment.fit(
-                lm, self.data, config, self.seed, self.progress, tokens=tokens
+                lm,
+                self.data,
+                config,
+                self.seed,
+                self.progress,
+                tokens=tokens,
+                folder=self.folder / "pieces",
             )
             made.save(folder)
             return made
