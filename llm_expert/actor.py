@@ -7,12 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_expert.asking import Asked, Asker, labelled_lines, labelled_text, tidy
-from llm_expert.calls import Call, Tag
+from llm_expert.asking import Asked, Asking, labelled_lines, labelled_text, tidy
+from llm_expert.calls import Tag
 from llm_expert.errors import FormatError
-from llm_expert.prompting import PromptBook, View
+from llm_expert.prompting import View
 from llm_expert.scratchpad import Scratchpad
-from llm_expert.tokens import TokenCounter
 
 __all__ = ["Action", "Actor", "parse_action"]
 
@@ -64,28 +63,14 @@ class Actor:
     """â_t = f_act(s_t, g_t, M_a, I_A): a title, which need not be one of the catalogue's.
 
     Args:
-        book: Prompts of the domain.
-        call: Asks the model.
-        counter: Counts tokens.
-        budget: The most tokens of a prompt.
-        categories: Of the catalogue, most frequent first.
-        reasks: How often to ask again for the format.
+        asking: Prompts, model and limits.
         think: Whether to ask for a thought before the title.
     """
 
-    def __init__(
-        self,
-        book: PromptBook,
-        call: Call,
-        counter: TokenCounter,
-        budget: int,
-        categories: Sequence[str],
-        reasks: int = 2,
-        think: bool = True,
-    ) -> None:
-        self._categories = tuple(categories)
-        script = book.script("actor", "thought" if think else "direct")
-        self._ask = Asker(script, parse_action, call, counter, budget, reasks)
+    def __init__(self, asking: Asking, think: bool = True) -> None:
+        self._categories = tuple(asking.categories)
+        script = asking.book.script("actor", "thought" if think else "direct")
+        self._ask = asking.asker(script, parse_action)
 
     async def __call__(
         self,

@@ -12,11 +12,11 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_expert.calls import Answer, Call, Tag
 from llm_expert.errors import FormatError, PromptTooLongError
-from llm_expert.prompting import LONG_TEXT, Script, View, one_line
+from llm_expert.prompting import LONG_TEXT, PromptBook, Script, View, one_line
 from llm_expert.tokens import TokenCounter
 from recsim_env.errors import DataError
 
-__all__ = ["Asked", "Asker", "labelled_lines", "labelled_text", "tidy"]
+__all__ = ["Asked", "Asker", "Asking", "labelled_lines", "labelled_text", "tidy"]
 
 T = TypeVar("T")
 
@@ -117,6 +117,36 @@ class Asker(Generic[T]):
                 f"{self.script.answer_format}"
             ),
         )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the roles of an agent are made with.
+
+    Attributes:
+        book: Prompts of the domain.
+        call: Asks the model.
+        counter: Counts tokens of prompts.
+        budget: The most tokens of a prompt.
+        categories: Of the catalogue, most frequent first.
+        reasks: How often to ask again for the format.
+    """
+
+    book: PromptBook
+    call: Call
+    counter: TokenCounter
+    budget: int
+    categories: Sequence[str]
+    reasks: int = 2
+
+    def asker(self, script: Script, parse: Callable[[str], T]) -> Asker[T]:
+        """Returns what asks a role's question.
+
+        Args:
+            script: The fixed part of the prompt.
+            parse: Reads an answer; raises FormatError.
+        """
+        return Asker(script, parse, self.call, self.counter, self.budget, self.reasks)
 
 
 def labelled_lines(text: str, label: str) -> list[tuple[str, list[str]]]:

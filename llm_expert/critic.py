@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from llm_expert.asking import Asked, Asker, labelled_lines
-from llm_expert.calls import Call, Tag
+from llm_expert.asking import Asked, Asking, labelled_lines
+from llm_expert.calls import Tag
 from llm_expert.errors import FormatError
-from llm_expert.prompting import PromptBook, View
+from llm_expert.prompting import View
 from llm_expert.scratchpad import Scratchpad
-from llm_expert.tokens import TokenCounter
 from recsim_env.datasets.dataset import RATING_RANGE
 from recsim_env.errors import DataError
 
@@ -88,32 +87,18 @@ class Critic:
     """V_LLM(s_t) = f_cri(s_t, M_c, I_C): the discounted sum of ratings still to come.
 
     Args:
-        book: Prompts of the domain.
-        call: Asks the model.
-        counter: Counts tokens.
-        budget: The most tokens of a prompt.
-        categories: Of the catalogue, most frequent first.
-        reasks: How often to ask again for the format.
+        asking: Prompts, model and limits.
         gamma: Discount γ in [0, 1). Raising it looks further ahead and makes the values larger;
             BiLLP's published code has 0.5.
     """
 
-    def __init__(
-        self,
-        book: PromptBook,
-        call: Call,
-        counter: TokenCounter,
-        budget: int,
-        categories: Sequence[str],
-        reasks: int = 2,
-        gamma: float = 0.5,
-    ) -> None:
-        self._categories = tuple(categories)
+    def __init__(self, asking: Asking, gamma: float = 0.5) -> None:
+        self._categories = tuple(asking.categories)
         self.gamma = gamma
         self.top = highest_value(gamma)
-        script = book.script("critic", gamma=gamma, top=self.top)
+        script = asking.book.script("critic", gamma=gamma, top=self.top)
         parse = partial(parse_value, top=self.top)
-        self._ask = Asker(script, parse, call, counter, budget, reasks)
+        self._ask = asking.asker(script, parse)
 
     async def __call__(
         self,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_expert.asking import Asked, Asker, labelled_text
-from llm_expert.calls import Call, Tag
+from llm_expert.asking import Asked, Asking, labelled_text
+from llm_expert.calls import Tag
 from llm_expert.errors import FormatError
-from llm_expert.prompting import PromptBook, View
+from llm_expert.prompting import View
 from llm_expert.scratchpad import Scratchpad
-from llm_expert.tokens import TokenCounter
 
 __all__ = ["Planner", "parse_guidance"]
 
@@ -33,25 +32,12 @@ class Planner:
     """g_t = f_plan(s_t, M_p, I_P): what to recommend next, in a sentence.
 
     Args:
-        book: Prompts of the domain.
-        call: Asks the model.
-        counter: Counts tokens.
-        budget: The most tokens of a prompt.
-        categories: Of the catalogue, most frequent first.
-        reasks: How often to ask again for the format.
+        asking: Prompts, model and limits.
     """
 
-    def __init__(
-        self,
-        book: PromptBook,
-        call: Call,
-        counter: TokenCounter,
-        budget: int,
-        categories: Sequence[str],
-        reasks: int = 2,
-    ) -> None:
-        self._categories = tuple(categories)
-        self._ask = Asker(book.script("planner"), parse_guidance, call, counter, budget, reasks)
+    def __init__(self, asking: Asking) -> None:
+        self._categories = tuple(asking.categories)
+        self._ask = asking.asker(asking.book.script("planner"), parse_guidance)
 
     async def __call__(
         self, pad: Scratchpad, reflections: Sequence[str], *, tag: Tag, sample: int = 0

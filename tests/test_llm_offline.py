@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from llm_expert.actor import Actor
+from llm_expert.asking import Asking
 from llm_expert.calls import Answer, Tag
 from llm_expert.critic import Critic
 from llm_expert.grounding import Grounder
@@ -472,26 +473,26 @@ def test_the_roles_understand_it_and_it_them(knowledge: Knowledge) -> None:
         text = (await model.ainvoke(list(messages))).text
         return Answer(text, f"{tag.role}{tag.attempt}", 0, 0, 0.0, cached=False)
 
+    asking = Asking(book, call, counter, 100_000, KINDS)
+
     async def ask(number: int) -> None:
         pad = Scratchpad([HistoryItem(f"Moon {number}")])
         for kind, n in (("Kite", 1), ("Kite", 2), ("Lamp", 1)):
             pad.steps.append(ShownItem("x", f"{kind} {n}", (kind,), 3.0))
-        plan = await Planner(book, call, counter, 100_000, KINDS, 2)(pad, (), tag=Tag("planner"))
+        plan = await Planner(asking)(pad, (), tag=Tag("planner"))
         assert plan.value is not None
         assert plan.value.endswith('let "Kite" rest for a while.')
         for think in (True, False):
-            actor = Actor(book, call, counter, 100_000, KINDS, 2, think=think)
+            actor = Actor(asking, think=think)
             action = await actor(pad, guidance=plan.value, tag=Tag("actor"))
             assert action.value is not None
             assert action.value.title in TITLES
             assert not action.value.title.startswith("Kite")
-        critic = await Critic(book, call, counter, 100_000, KINDS, 2)(
-            pad, [("Kite 1; Kite 2", 6.5)], tag=Tag("critic")
-        )
+        critic = await Critic(asking)(pad, [("Kite 1; Kite 2", 6.5)], tag=Tag("critic"))
         assert critic.value is not None
         assert 3.0 < critic.value < 8.0
         pad.steps[-1] = replace(pad.steps[-1], left=True)
-        reflector = Reflector(book, call, counter, 100_000, KINDS, 2)
+        reflector = Reflector(asking)
         reflection = await reflector(pad, tag=Tag("reflector"))
         assert reflection.value is not None
         assert reflection.value.startswith('The categories "Kite" came too often')

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_expert.actor import Action, Actor, parse_action
-from llm_expert.asking import Asked
+from llm_expert.asking import Asked, Asking
 from llm_expert.calls import Answer, Tag
 from llm_expert.critic import Critic, advantage, highest_value, parse_value
 from llm_expert.errors import FormatError, PromptTooLongError, RateLimitError
@@ -54,7 +54,9 @@ def pad() -> Scratchpad:
 
 
 def role(kind: Callable[..., Any], call: Scripted, budget: int = PLENTY, **options: Any) -> Any:
-    return kind(PromptBook.load("games"), call, BYTES, budget, ("Action", "RPG"), **options)
+    reasks = options.pop("reasks", 2)
+    asking = Asking(PromptBook.load("games"), call, BYTES, budget, ("Action", "RPG"), reasks)
+    return kind(asking, **options)
 
 
 # equations

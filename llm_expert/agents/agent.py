@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_expert.actor import Actor
+from llm_expert.asking import Asking
 from llm_expert.calls import Call
 from llm_expert.critic import Critic
 from llm_expert.grounding import Embedder
@@ -93,9 +94,7 @@ class Kit:
 
     def planner(self) -> Planner:
         """Returns the role that guides (eq. 5)."""
-        return Planner(
-            self.book, self.call, self.counter, self.budget, self.categories, self.settings.reasks
-        )
+        return Planner(self.asking)
 
     def actor(self, *, think: bool) -> Actor:
         """Returns the role that names an item (eq. 7).
@@ -103,31 +102,20 @@ class Kit:
         Args:
             think: Whether it says a thought before.
         """
-        return Actor(
-            self.book,
-            self.call,
-            self.counter,
-            self.budget,
-            self.categories,
-            self.settings.reasks,
-            think=think,
-        )
+        return Actor(self.asking, think)
 
     def critic(self) -> Critic:
         """Returns the role that values states (eq. 10)."""
-        return Critic(
-            self.book,
-            self.call,
-            self.counter,
-            self.budget,
-            self.categories,
-            self.settings.reasks,
-            gamma=self.settings.gamma,
-        )
+        return Critic(self.asking, self.settings.gamma)
 
     def reflector(self) -> Reflector:
         """Returns the role that looks back on a session (eq. 2)."""
-        return Reflector(
+        return Reflector(self.asking)
+
+    @property
+    def asking(self) -> Asking:
+        """What the roles are made with."""
+        return Asking(
             self.book, self.call, self.counter, self.budget, self.categories, self.settings.reasks
         )
 
