@@ -74,7 +74,7 @@ def ours(name: str, out: Path, data_root: str | None) -> None:
     }
     for backbone in BACKBONES:
         for kind, settings in kinds.items():
-            for seed in SEEDS:
+            for seed in _missing(out, name, kind, backbone):
                 model = make_recommender(
                     backbone, data, "Normal", seed=seed, settings={**common, **settings}
                 )
@@ -97,7 +97,7 @@ def theirs(name: str, out: Path) -> None:
         sizes: dict[str, Any] = {"hidden_size": DIM}
         if backbone == "GRU4Rec":
             sizes = {"embedding_size": DIM, "hidden_size": DIM, "num_layers": 1}
-        for seed in SEEDS:
+        for seed in _missing(out, name, "RecBole", backbone):
             settings = {
                 "data_path": str(out),
                 "checkpoint_dir": str(out / "recbole"),
@@ -138,6 +138,17 @@ def theirs(name: str, out: Path) -> None:
             _keep(out, name, "RecBole", backbone, seed, values, seconds)
 
 
+def _entries(out: Path, name: str) -> list[dict[str, Any]]:
+    path = out / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _missing(out: Path, name: str, kind: str, backbone: str) -> list[int]:
+    """Returns the seeds that are not there yet: the same command goes on where it was stopped."""
+    made = {(e["kind"], e["backbone"], e["seed"]) for e in _entries(out, name)}
+    return [seed for seed in SEEDS if (kind, backbone, seed) not in made]
+
+
 def _keep(
     out: Path, name: str, kind: str, backbone: str, seed: int, found: dict[str, float], took: float
 ) -> None:
@@ -151,7 +162,7 @@ def _keep(
 
 def table(name: str, out: Path) -> None:
     """Prints the medians over seeds, and writes them to the results."""
-    entries = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+    entries = _entries(out, name)
     lines = [
         f"# RecBole's recommenders and ours on {name}",
         "",
