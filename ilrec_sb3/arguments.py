@@ -11,7 +11,7 @@ from typing import Any
 from recsim_env.errors import DataError, near_miss
 from recsim_env.settings import check_type
 
-__all__ = ["arguments_of", "check_arguments"]
+__all__ = ["arguments_of", "check_arguments", "defaults_of"]
 
 
 def arguments_of(kind: type) -> dict[str, Any]:
@@ -23,7 +23,25 @@ def arguments_of(kind: type) -> dict[str, Any]:
     Args:
         kind: A class.
     """
-    known: dict[str, Any] = {}
+    return {parameter.name: _type_of(parameter, names) for parameter, names in _parameters_of(kind)}
+
+
+def defaults_of(kind: type) -> dict[str, Any]:
+    """Returns the names of a constructor's arguments that have a default, and their defaults.
+
+    Args:
+        kind: A class.
+    """
+    return {
+        parameter.name: parameter.default
+        for parameter, _ in _parameters_of(kind)
+        if parameter.default is not parameter.empty
+    }
+
+
+def _parameters_of(kind: type) -> list[tuple[inspect.Parameter, dict[str, Any]]]:
+    """Returns a constructor's parameters, each with the names that its annotation may use."""
+    known: dict[str, tuple[inspect.Parameter, dict[str, Any]]] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
@@ -31,10 +49,10 @@ def arguments_of(kind: type) -> dict[str, Any]:
         parameters = list(inspect.signature(made).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                known.setdefault(parameter.name, _type_of(parameter, made.__globals__))
+                known.setdefault(parameter.name, (parameter, made.__globals__))
         if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return {name: hint for name, hint in known.items() if not name.startswith("_")}
+    return [found for name, found in known.items() if not name.startswith("_")]
 
 
 def _type_of(parameter: inspect.Parameter, names: dict[str, Any]) -> Any:

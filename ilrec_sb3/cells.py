@@ -14,9 +14,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ __all__ = [
     "cell_name",
     "check_comparable",
     "code_hash",
+    "copy_cell",
     "failed_result",
     "make_planner",
     "read_cell",
@@ -470,12 +472,48 @@ def write_cell(
     """
 
     def write(folder: Path) -> None:
-        pq.write_table(_episodes_table(cell), folder / EPISODES, compression="zstd")
         if model is not None:
             save_model(model, folder / MODEL, training_state=False)
-        _write_json(folder / CELL, _described(cell, identity))
+        _write_finished(folder, cell, identity)
 
     artefacts.write_folder(path, write)
+
+
+def copy_cell(source: Path, path: Path, task: Task, *, identity: Mapping[str, Any]) -> CellResult:
+    """Writes a finished cell under another name, whole or not at all.
+
+    Args:
+        source: Folder of a finished cell.
+        path: Folder of the new one; what is there is replaced.
+        task: What the new one is. Its names and settings take the place of the other's.
+        identity: As in `write_cell`.
+
+    Returns:
+        The new cell.
+
+    Raises:
+        DataError: There is no cell.
+    """
+    cell = replace(
+        read_cell(source),
+        environment=task.environment,
+        label=task.label,
+        group=task.group,
+        settings=dict(task.settings),
+    )
+
+    def write(folder: Path) -> None:
+        if (source / MODEL).exists():
+            shutil.copyfile(source / MODEL, folder / MODEL)
+        _write_finished(folder, cell, identity)
+
+    artefacts.write_folder(path, write)
+    return cell
+
+
+def _write_finished(folder: Path, cell: CellResult, identity: Mapping[str, Any] | None) -> None:
+    pq.write_table(_episodes_table(cell), folder / EPISODES, compression="zstd")
+    _write_json(folder / CELL, _described(cell, identity))
 
 
 def write_failure(

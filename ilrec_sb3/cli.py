@@ -651,6 +651,7 @@ def _add_benchmark(subparsers: Any) -> None:
             "  ilrec benchmark benchmarks/grids/smoke.toml              made-up data, seconds\n"
             "  ilrec benchmark benchmarks/grids/steam.toml --data ~/data --jobs 2\n"
             "  ilrec benchmark benchmarks/grids/steam.toml --only 'ILRec*' --fresh\n"
+            "  ilrec benchmark my_grid.toml --reuse runs/benchmark-steam\n"
             "  ilrec benchmark benchmarks/grids/steam.toml --report-only\n"
             "Exit code 1: a cell failed; its folder has failed.json and traceback.txt.\n"
         ),
@@ -661,6 +662,13 @@ def _add_benchmark(subparsers: Any) -> None:
         rows="make these rows only; * stands for any text",
         parts=("--environments", "make it in these only; * stands for any text"),
         fresh="make what is asked for anew, also where it is there",
+    )
+    parser.add_argument(
+        "--reuse",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of other runs; their finished cells are taken where they are the same",
     )
     parser.set_defaults(run=_benchmark)
 
@@ -677,6 +685,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         only=arguments.only,
         environments=arguments.environments,
         fresh=arguments.fresh,
+        reuse=arguments.reuse,
         report_only=arguments.report_only,
         dry_run=arguments.dry_run,
         progress=arguments.progress,

@@ -310,6 +310,61 @@ def test_other_settings_are_made_anew_and_left_out_of_the_report(run: Run) -> No
     assert run.made == ["random", "A2C-seed0"]
 
 
+def actions(cell: CellResult) -> Sequence[Sequence[int]]:
+    (played,) = cell.episodes.values()
+    return played.actions
+
+
+def test_what_another_run_made_is_taken_from_it(run: Run, report: Report) -> None:
+    settings = {"ent_coef": 0.1, "learning_starts": 16, "batch_size": 16}
+    first = grid({"label": "mine", "algorithm": "DiscreteSAC", "settings": settings})
+    run(first)
+    donor = run.folder
+    before = report.cells[0]
+
+    run.folder = donor.with_name("other")
+    # the default of `gamma` is written out: the cell is the same, a sweep of it makes one more
+    sweep = {"gamma": [0.95, 0.5]}
+    second = grid({"algorithm": "DiscreteSAC", "settings": settings, "sweep": sweep})
+    run(second, reuse=[donor])
+    assert run.made == ["DiscreteSAC-gamma=0.5-seed0"]
+    assert run.said[0] == "1 cells to make, 1 were made before under another name."
+    taken, other = report.cells
+    assert (taken.label, taken.settings["gamma"]) == ("DiscreteSAC gamma=0.95", 0.95)
+    assert actions(taken) == actions(before) != actions(other)
+    assert (run.folder / "cells/toy/DiscreteSAC-gamma=0.95-seed0/model.zip").exists()
+    run(second)
+    assert run.made == []
+
+    with pytest.raises(DataError, match="fresh and reuse came"):
+        run(second, reuse=[donor], fresh=True)
+    with pytest.raises(DataError, match="nowhere is not there, so no cell can be taken"):
+        run(second, reuse=["nowhere"])
+
+
+def test_cells_that_differ_in_their_names_are_made_once(run: Run, report: Report) -> None:
+    rows = [{"label": label, "algorithm": "sb3:A2C"} for label in ("one", "two")]
+    run(grid(*rows))
+    assert run.made == ["one-seed0"]
+    assert run.said[0] == "1 cells to make, 1 will be the same as another one."
+    one, two = report.cells
+    assert (one.label, two.label) == ("one", "two")
+    assert actions(one) == actions(two)
+    run(grid(*rows, {"label": "three", "algorithm": "sb3:A2C"}))
+    assert run.made == []
+    assert [cell.label for cell in report.cells] == ["one", "two", "three"]
+    # made anew means made anew, whatever else is there
+    run(grid(*rows), only=["two"], fresh=True)
+    assert run.made == ["two-seed0"]
+
+
+def test_twins_of_a_cell_that_fails_fail_too(run: Run, report: Report) -> None:
+    bad = {"algorithm": "sb3:A2C", "settings": {"gamma": 7.0, "n_steps": 0}}
+    made = run(grid({**bad, "label": "one"}, {**bad, "label": "two"}))
+    assert made.failed == 2
+    assert [cell.failed is None for cell in report.cells] == [False, False]
+
+
 def test_only_and_environments_and_dry_run(run: Run) -> None:
     wanted = grid(
         "random",

@@ -21,6 +21,7 @@ import numpy as np
 
 from ilrec_sb3.baselines import find_algorithm
 from ilrec_sb3.benchmark.grid import DemonstrationSpec, Grid, GridEnvironment, GridRow
+from ilrec_sb3.benchmark.reuse import content_of, find_cells, identity_of
 from ilrec_sb3.benchmark.stages import (
     Stages,
     demonstrations_hash,
@@ -36,6 +37,7 @@ from ilrec_sb3.cells import (
     Task,
     check_comparable,
     code_hash,
+    copy_cell,
     failed_result,
     read_cell,
     run_task,
@@ -102,9 +104,13 @@ class _Plan:
             return "missing"
         if not (self.folder / CELL).exists():
             return "failed"
-        found = _identity_of(self.folder)
+        found = identity_of(self.folder)
         same = all(found.get(name) == self.identity[name] for name in ("key", "demonstrations"))
         return "finished" if same else "of other settings"
+
+    def take(self, source: Path) -> CellResult:
+        """Takes over a finished cell that differs in its names alone."""
+        return copy_cell(source, self.folder, self.task, identity=self.identity)
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,7 @@ def run_benchmark(
     only: Sequence[str] = (),
     environments: Sequence[str] = (),
     fresh: bool = False,
+    reuse: Sequence[str | Path] = (),
     report_only: bool = False,
     dry_run: bool = False,
     progress: bool = True,
@@ -211,7 +218,8 @@ def run_benchmark(
 
     Every cell is written whole when it is finished. A cell is found again by its settings, its
     environment and its demonstrations; other code does not make it another one, and the report says
-    how many versions of the code its cells come from.
+    how many versions of the code its cells come from. Cells that differ in their names alone are
+    made once.
 
     Args:
         grid: What to make.
@@ -222,6 +230,7 @@ def run_benchmark(
         only: Labels of rows, with ``*`` for any text; the others are left as they are.
         environments: Names of environments, likewise; the others are left as they are.
         fresh: Makes the chosen cells anew.
+        reuse: Folders of other runs whose finished cells are taken where they are the same.
         report_only: Makes no cell.
         dry_run: Makes nothing, and says what would be made.
         progress: Shows progress bars while data are prepared.
@@ -238,6 +247,9 @@ def run_benchmark(
     folder = Path(out or f"runs/benchmark-{grid.name}")
     if report_only and not folder.is_dir():
         raise DataError(f"{folder} is not there, so there is no cell to report: make some first.")
+    if fresh and reuse:
+        raise DataError("fresh and reuse came, which ask for opposite things: leave one out.")
+    before = {} if fresh else find_cells(map(Path, reuse))
     stages = Stages(data, cache, progress)
     chosen = _choose(grid, only, environments)
     if dry_run:
@@ -255,7 +267,9 @@ def run_benchmark(
                 _remove(folder, chosen, everything=not (only or environments))
             plans = _plan(grid, chosen, folder, stages)
             _check_others(grid, plans, folder)
-            failed = _run(plans, _Maker(stages, code_hash(), grid.models), jobs, say)
+            if not fresh and folder.is_dir():
+                before = find_cells([folder]) | before
+            failed = _run(plans, _Maker(stages, code_hash(), grid.models), jobs, say, before)
         return _conclude(grid, folder, stages, command, failed, say)
 
 
@@ -358,7 +372,7 @@ def _check_environment(path: Path, plan: _Plan) -> None:
     """
     if not artefacts.check_folder(path) or not (path / CELL).exists():
         return
-    found = _identity_of(path)
+    found = identity_of(path)
     for name in ("train", "tests"):
         if found.get(name) != plan.identity[name]:
             raise DataError(
@@ -367,12 +381,6 @@ def _check_environment(path: Path, plan: _Plan) -> None:
                 "compared with new cells: make all anew with --fresh, or in another folder with "
                 "--out."
             )
-
-
-def _identity_of(folder: Path) -> dict[str, Any]:
-    file = next(folder / name for name in (CELL, FAILED) if (folder / name).exists())
-    values = json.loads(file.read_text(encoding="utf-8"))
-    return dict(values.get("identity") or {})
 
 
 def _as_json(values: Any) -> Any:
@@ -391,18 +399,40 @@ def _say_plans(plans: Sequence[_Plan], fresh: bool, say: Callable[[str], None]) 
 # -- making the cells ------------------------------------------------------------------------------
 
 
-def _run(plans: Sequence[_Plan], maker: _Maker, jobs: int, say: Callable[[str], None]) -> int:
-    """Makes what is missing and returns how many cells failed."""
+def _run(
+    plans: Sequence[_Plan],
+    maker: _Maker,
+    jobs: int,
+    say: Callable[[str], None],
+    before: Mapping[str, Path],
+) -> int:
+    """Makes what is missing and returns how many cells failed.
+
+    Args:
+        plans: The cells that are asked for.
+        maker: Makes one.
+        jobs: Processes.
+        say: Takes lines that tell how far it is.
+        before: Folders of finished cells by `content_of`.
+    """
     states = [plan.state for plan in plans]
     clock = _Clock(jobs)
     left = []
+    taken = 0
+    twins: dict[str, list[_Plan]] = {}
     for plan, state in zip(plans, states, strict=True):
+        content = content_of(plan.identity)
         if state == "finished":
             clock.add(plan.task, read_cell(plan.folder).seconds)
+        elif content in before:
+            clock.add(plan.task, plan.take(before[content]).seconds)
+            taken += 1
         else:
-            left.append(plan)
+            if content not in twins:
+                left.append(plan)
+            twins.setdefault(content, []).append(plan)
     found = Counter(states)
-    say(f"{len(left)} cells to make{_found(found)}.")
+    say(f"{len(left)} cells to make{_found(found)}{_taken(taken, twins)}.")
     failed = 0
     open_plans = dict(enumerate(left))
     with closing(in_parallel(maker, left, min(jobs, max(len(left), 1)))) as outcomes:
@@ -412,10 +442,15 @@ def _run(plans: Sequence[_Plan], maker: _Maker, jobs: int, say: Callable[[str], 
                 maker.fail(plan, str(made), f"{made}\n")
                 made = _Made(0.0, None, str(made))
             said = f"[{len(left) - len(open_plans)}/{len(left)}] {_title(plan.task)}"
+            same = twins[content_of(plan.identity)][1:]
             if made.mean is None:
-                failed += 1
+                failed += 1 + len(same)
+                for other in same:
+                    maker.fail(other, str(made.failed), f"As {plan.task.name}.\n")
                 say(f"{said} FAILED: {' '.join(str(made.failed).split())}")
                 continue
+            for other in same:
+                other.take(plan.folder)
             clock.add(plan.task, made.seconds)
             rest = clock.left([other.task for other in open_plans.values()])
             say(f"{said}: return {made.mean:.1f} after {_duration(made.seconds)}{rest}")
@@ -430,6 +465,13 @@ def _found(states: Mapping[State, int]) -> str:
         "of other settings": "were made with other settings and are made anew",
     }
     return "".join(f", {states[state]} {text}" for state, text in said.items() if states[state])
+
+
+def _taken(taken: int, twins: Mapping[str, Sequence[_Plan]]) -> str:
+    """Returns a phrase of what needs no making though it was not there."""
+    doubles = sum(len(same) - 1 for same in twins.values())
+    said = f", {taken} were made before under another name" if taken else ""
+    return said + (f", {doubles} will be the same as another one" if doubles else "")
 
 
 def _title(task: Task) -> str:
@@ -491,7 +533,8 @@ def _reported(grid: Grid, folder: Path) -> Iterator[CellResult]:
         path = _folder_of(folder, task)
         if not artefacts.check_folder(path):
             continue
-        if _identity_of(path).get("key") != task.key:
+        file = next(name for name in (CELL, FAILED) if (path / name).exists())
+        if identity_of(path, file=file).get("key") != task.key:
             continue
         yield replace(read_cell(path), label=task.label, group=task.group)
 
