@@ -49,6 +49,16 @@ def careful(rule: RatingDistance, rewards: Callable[[Dynamics, State], Floats]) 
     return act
 
 
+def remembered_rewards(dynamics: Dynamics, state: State) -> Floats:
+    """What the observation tells, and for items that were shown before what they earned then."""
+    rewards = known_rewards(dynamics, state).copy()
+    earned = dynamics.reward_table(state)
+    for row, (shown, steps) in enumerate(zip(state.shown, state.steps, strict=True)):
+        seen = shown[:steps]
+        rewards[row, seen] = earned[row, seen]
+    return rewards
+
+
 def planners(data: str | None, short_window: bool) -> Iterator[str]:
     """Yields the table of planners, return / reward per step / length in each mode."""
     _, tests = easyrl4rec_stage(data, short_window=short_window)
@@ -58,6 +68,7 @@ def planners(data: str | None, short_window: bool) -> Iterator[str]:
         "random": masked_random,
         "greedy on the train world model": greedy,
         "the same, avoids quitting": careful(rule, known_rewards),
+        "the same, and remembers what a session's items earned": careful(rule, remembered_rewards),
         "myopic oracle, avoids quitting": careful(rule, Dynamics.reward_table),
     }
     yield f"| | {' | '.join(tests)} |"

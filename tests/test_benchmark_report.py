@@ -352,8 +352,8 @@ def test_speed_table_and_its_sentence() -> None:
     texts = _texts(speed_table(results))
     assert texts["ILRec"][0] == "100,000"
     # 90 % of 115.8 are reached at 40,000 of 100,000 steps, hence after 40 % of 90 s
-    assert texts["ILRec"][3:] == ["40,000", "36 s", "20,000", "18 s"]
-    assert texts["sb3:DQN"][3:] == ["not reached", "–", "80,000", "72 s"]
+    assert texts["ILRec"][3:] == ["52.5", "40,000", "36 s", "20,000", "18 s"]
+    assert texts["sb3:DQN"][3:] == ["27.5", "not reached", "–", "80,000", "72 s"]
     assert verdicts.speed_verdict(results) == (
         "sb3:DQN first reaches its final return of 50.0 after 80,000 steps, ILRec after 20,000: "
         "25 % of them."
@@ -366,7 +366,7 @@ def test_the_planners_bar_is_of_the_users_of_the_curves() -> None:
     played = cell("rule-aware planner", 115.8, curve=((0, 100.0),))
     results = _results([played, *learned])
     # 90 % of the 100.0 that it returns to these users, not of the table's 115.8
-    assert _texts(speed_table(results))["ILRec"][3] == "40,000"
+    assert _texts(speed_table(results))["ILRec"][4] == "40,000"
     table = speed_table(results)
     assert table is not None
     assert "90 % of the rule-aware planner: 90.0." in table.caption
@@ -374,7 +374,7 @@ def test_the_planners_bar_is_of_the_users_of_the_curves() -> None:
     older = _results([cell("rule-aware planner", 115.8), *learned])
     table = speed_table(older)
     assert table is not None
-    assert _texts(table)["ILRec"][3] == "60,000"
+    assert _texts(table)["ILRec"][4] == "60,000"
     assert (
         "90 % of the rule-aware planner is of the users of the table above, not of those of the "
         "curves." in table.caption
@@ -397,9 +397,40 @@ def test_ablation_table_gives_differences_to_full_ilrec() -> None:
     assert verdicts.ablation_verdict(results, "") == (
         "Worse than full ILRec, so the part earns its place: ILRec without weights (−30.0). "
         "No difference is shown for: ILRec without luck (0.0). "
-        "BETTER than full ILRec: ILRec without ballast (+50.0)."
+        "BETTER than full ILRec: ILRec without ballast (+50.0). "
+        "Along the curve worse than full ILRec: ILRec without weights (−24.0). "
+        "Along the curve BETTER than full ILRec: ILRec without ballast (+40.0)."
     )
     assert "ILRec without weights" not in _texts(main_table(results, ""))
+
+
+def test_ablation_table_looks_along_the_curves() -> None:
+    def rows(label: str, start: float, **rest: Any) -> list[CellResult]:
+        made = trained(label, 100.0, spread=0.1, algorithm="ILRec", **rest)
+        return [
+            dataclasses.replace(cell, curve=((0, start + k), (50, 100.0), (100, 100.0)))
+            for k, cell in enumerate(made)
+        ]
+
+    cells = rows("ILRec", 40.0)
+    cells += rows("ILRec without a start", 20.0, group="ablation")
+    cells += rows("ILRec without a brake", 60.0, group="ablation")
+    cells += [
+        dataclasses.replace(cell, curve=())
+        for cell in rows("ILRec without a curve", 40.0, group="ablation")
+    ]
+    results = _results(cells)
+    table = ablation_table(results, "")
+    assert table is not None
+    assert table.heads[-3:] == ("along the curve", "difference", "95 % interval")
+    texts = _texts(table)
+    # a quarter of the distance at the start: it is made up for in the first half
+    assert texts["ILRec"][8:] == ["85.5", "–", "–"]
+    assert texts["ILRec without a start"][8:10] == ["80.5", "−5.0"]
+    assert texts["ILRec without a curve"][8:] == ["–", "–", "–"]
+    verdict = verdicts.ablation_verdict(results, "")
+    assert "Along the curve worse than full ILRec: ILRec without a start (−5.0)." in verdict
+    assert "Along the curve BETTER than full ILRec: ILRec without a brake (+5.0)." in verdict
 
 
 def test_verdict_names_the_rows_that_ilrec_is_not_above() -> None:

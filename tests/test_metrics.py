@@ -93,6 +93,11 @@ def test_share_of_the_way() -> None:
 # -- of learning
 
 
+def test_mean_along_a_curve_weighs_by_steps() -> None:
+    # 2 on average over 10 steps, then 6 over 30: (20 + 180) / 40
+    assert metrics.mean_along([(0, 0.0), (10, 4.0), (40, 8.0)]) == pytest.approx(5.0)
+
+
 def test_first_step_at_or_above_a_bar() -> None:
     curve = ((0, 1.0), (10, 5.0), (20, 4.0), (30, 6.0))
     assert metrics.first_step(curve, 5.0) == 10

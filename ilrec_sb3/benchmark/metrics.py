@@ -24,6 +24,7 @@ __all__ = [
     "intra_session_diversity",
     "majority_categories",
     "majority_share",
+    "mean_along",
     "median_or_never",
     "novelty",
     "probability_of_improvement",
@@ -139,6 +140,17 @@ def first_step(curve: Sequence[tuple[int, float]], bar: float) -> float:
         bar: The return to reach.
     """
     return next((float(step) for step, value in curve if value >= bar), float("inf"))
+
+
+def mean_along(curve: Sequence[tuple[int, float]]) -> float:
+    """Returns the area under a learning curve over its length, by the trapezoidal rule.
+
+    Args:
+        curve: Steps, ascending, and returns; at least two points.
+    """
+    steps, values = np.asarray(curve, np.float64).T
+    between = (values[1:] + values[:-1]) / 2
+    return float(np.average(between, weights=np.diff(steps)))
 
 
 def median_or_never(values: ArrayLike) -> float | None:

@@ -175,6 +175,11 @@ class Row:
         return [cell.curve for cell in self.cells if cell.curve]
 
     @property
+    def along(self) -> list[float]:
+        """Mean return along the learning curve of each seed that has one of two points or more."""
+        return [metrics.mean_along(curve) for curve in self.curves if len(curve) > 1]
+
+    @property
     def few(self) -> bool:
         """Whether it was trained with too few seeds for a verdict."""
         return self.trained and len(self.cells) < FEW
@@ -453,6 +458,35 @@ def compare(one: Row, other: Row) -> Comparison:
     return Comparison(
         other=other,
         difference=one.mean_return - other.mean_return,
+        low=low,
+        high=high,
+        probability=float("nan") if few else chance,
+        few=few,
+    )
+
+
+def compare_along(one: Row, other: Row) -> Comparison | None:
+    """Compares the mean returns along two rows' learning curves; None where either has none.
+
+    The curves are of few sessions, the same ones in all cells, so seeds alone are drawn anew.
+
+    Args:
+        one: A row.
+        other: Another one.
+    """
+    ours, theirs = one.along, other.along
+    if not ours or not theirs:
+        return None
+    low, high = metrics.interval(
+        metrics.bootstrap_iqm([[value] for value in ours], stream=1)
+        - metrics.bootstrap_iqm([[value] for value in theirs])
+    )
+    few = min(len(ours), len(theirs)) < FEW
+    means = (float(metrics.interquartile_mean(values)) for values in (ours, theirs))
+    chance = metrics.probability_of_improvement(ours, theirs)
+    return Comparison(
+        other=other,
+        difference=next(means) - next(means),
         low=low,
         high=high,
         probability=float("nan") if few else chance,

@@ -21,6 +21,7 @@ from ilrec_sb3.benchmark.rows import (
     Results,
     Row,
     compare,
+    compare_along,
     demonstrated_pairs,
     other_users_bar,
     speed_bars,
@@ -266,7 +267,7 @@ def speed_table(results: Results) -> Table | None:
     if not learned:
         return None
     bars = speed_bars(results)
-    heads = ["policy", "steps", "training", "s for 1,000 steps"]
+    heads = ["policy", "steps", "training", "s for 1,000 steps", "along the curve"]
     for name in bars:
         heads += [f"steps to {name}", "time"]
 
@@ -277,6 +278,7 @@ def speed_table(results: Results) -> Table | None:
             Text(f"{row.steps:,}"),
             Text(duration(row.seconds)),
             Text(number(rate, 2)),
+            Text(_along(row)),
         ]
         for bar in bars.values():
             steps, seconds = time_to(row, bar)
@@ -286,7 +288,8 @@ def speed_table(results: Results) -> Table | None:
         return Line(tuple(cells), row.label == OURS)
 
     caption = (
-        "Medians over seeds. Training: wall time without the evaluations on the way. Steps to: the "
+        "Medians over seeds. Training: wall time without the evaluations on the way. Along the "
+        "curve: mean return over the training, IQM over seeds. Steps to: the "
         "first point of the learning curve at or above it; time: of the training until then, what "
         "comes before the first step, such as ILRec's warm start, included. Steps of offline "
         "algorithms are gradient steps."
@@ -372,18 +375,20 @@ def ablation_table(results: Results, mode: str) -> Table | None:
         "95 % interval",
     )
     heads += ("difference", "95 % interval", "P(full > variant)")
+    curves = mode == results.modes[0] and any(row.along for row in parts)
+    if curves:
+        heads += ("along the curve", "difference", "95 % interval")
 
     def line(row: Row) -> Line:
         if not row.cells:
             return Line((_name(row), Text("failed", "muted"), *(Text(NONE),) * (len(heads) - 2)))
-        against = (NONE, NONE, NONE)
+        against: tuple[str, ...] = (NONE, NONE, NONE)
         if full is not None and row is not full:
             found = compare(full, row)
-            against = (
-                number(-found.difference),
-                between(-found.high, -found.low),
-                _chance(found),
-            )
+            against = (*_less(found), _chance(found))
+        if curves:
+            along = compare_along(full, row) if full is not None and row is not full else None
+            against += (_along(row), *((NONE, NONE) if along is None else _less(along)))
         figures = (
             str(len(row.cells)),
             number(row.length),
@@ -399,7 +404,21 @@ def ablation_table(results: Results, mode: str) -> Table | None:
         "Difference: return of the variant less that of full ILRec; below 0 the part that was "
         "taken away had helped."
     )
+    if curves:
+        caption += (
+            " Along the curve: mean return over the training, of the users of the curves; its "
+            "intervals are over seeds."
+        )
     return Table(heads, tuple(line(row) for row in rows), caption)
+
+
+def _along(row: Row) -> str:
+    return number(float(metrics.interquartile_mean(row.along))) if row.along else NONE
+
+
+def _less(found: Comparison) -> tuple[str, str]:
+    """Returns by how much the other row is above, and the interval."""
+    return number(-found.difference), between(-found.high, -found.low)
 
 
 def _chance(found: Comparison) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ilrec_sb3.benchmark.references import PLANNED, Published, published_name
 from ilrec_sb3.benchmark.rows import (
@@ -13,6 +13,7 @@ from ilrec_sb3.benchmark.rows import (
     Results,
     Row,
     compare,
+    compare_along,
     demonstrated_pairs,
     dqn_row,
     same_users,
@@ -64,7 +65,27 @@ def ablation_verdict(results: Results, mode: str) -> str:
         own = [f"{f.other.label} ({signed(-f.difference)})" for f in found if f.verdict == verdict]
         if own:
             texts.append(words.format(listing(own)))
-    return " ".join(texts)
+    return " ".join([*texts, *_along_verdict(results, mode, full, parts)])
+
+
+def _along_verdict(
+    results: Results, mode: str, full: Row | None, parts: Sequence[Row]
+) -> Iterator[str]:
+    """Yields sentences on the learning curves, which are of the first mode."""
+    if full is None or mode != results.modes[0]:
+        return
+    found = [compare_along(full, row) for row in parts if row.cells and row is not full]
+    for verdict, words in (
+        ("above", "Along the curve worse than full ILRec: {}."),
+        ("below", "Along the curve BETTER than full ILRec: {}."),
+    ):
+        own = [
+            f"{f.other.label} ({signed(-f.difference)})"
+            for f in found
+            if f is not None and f.verdict == verdict
+        ]
+        if own:
+            yield words.format(listing(own))
 
 
 def demonstrations_verdict(results: Results, mode: str) -> str:
