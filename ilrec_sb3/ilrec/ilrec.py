@@ -90,7 +90,10 @@ class ILRec(DiscreteSAC):
             more alike. The paper tries 0.1 to 10.
         alpha: Share of w_env in the weight (eq. 19), the rest is w_IRL's. The paper tries 0.25 to
             0.75.
-        irl_gamma: Exponent of w_IRL (eq. 18): how far the discriminator is trusted.
+        irl_gamma: Exponent of w_IRL (eq. 18): how far the discriminator is trusted. The paper does
+            not name its value. With the log-probability in the logit w_IRL is the demonstrator's
+            probability over the policy's, so it grows where the policy has learned to avoid what
+            was demonstrated; at 1 good demonstrations lost what they are worth. Usual: 0 to 0.3.
         weight_bounds: Weights are clipped to these after being brought to mean 1.
         discriminator_every: Gradient steps between retrainings of the discriminator.
         discriminator_steps: Gradient steps of each retraining.
@@ -111,7 +114,7 @@ class ILRec(DiscreteSAC):
         warm_start_steps: int = 300,
         beta: float = 10.0,
         alpha: float = 0.5,
-        irl_gamma: float = 1.0,
+        irl_gamma: float = 0.1,
         weight_bounds: tuple[float, float] = (0.01, 10.0),
         discriminator_every: int = 160,
         discriminator_steps: int = 50,
