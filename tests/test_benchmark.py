@@ -586,6 +586,13 @@ def test_where_demonstrations_come_from(prepared: Prepared, tmp_path: Path) -> N
     drawn = [stages.make_demonstrations(few, stage.train) for _ in range(2)]
     assert [t.user for t in drawn[0]] == [t.user for t in drawn[1]]
     assert len(drawn[0]) == 2
+    both = DemonstrationSpec.parse([{"file": few.file}, {"planner": "random", "sessions": 3}])
+    put_together = stages.make_demonstrations(both, stage.train)
+    assert [t.source for t in put_together] == ["greedy"] * 5 + ["random"] * 3
+    path = stages.demonstrations_path(tmp_path, "toy", both, stage)
+    assert path.name.startswith("toy-several-")
+    save_trajectories(tmp_path / "five.parquet", found[:4])
+    assert stages.demonstrations_path(tmp_path, "toy", both, stage) != path
     with pytest.raises(DataError, match="no demonstrations of 'gpt-4'"):
         names(source="gpt-4")
     absent = DemonstrationSpec(file=str(tmp_path / "no.parquet"))

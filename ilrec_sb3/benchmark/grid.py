@@ -97,7 +97,7 @@ class GridEnvironment:
 
 @dataclass(frozen=True)
 class DemonstrationSpec:
-    """Which demonstrations a row learns from; at most one of the first four is given.
+    """Which demonstrations a row learns from; at most one of the first five is given.
 
     Attributes:
         source: Part of the name of who demonstrated, such as ``"gpt-4-32k"``; sessions that the
@@ -106,6 +106,7 @@ class DemonstrationSpec:
         planner: One of `ilrec_sb3.cells.PLANNERS`, or ``"explorer"``, which plays on the train
             world model.
         algorithm: An algorithm that is trained on the train world model and plays there.
+        parts: Others that are put together.
         steps: Of that training.
         sessions: How many sessions are taken at most; None: all that there are, and 200 where they
             are played for the purpose.
@@ -115,6 +116,7 @@ class DemonstrationSpec:
     file: str | None = None
     planner: str | None = None
     algorithm: str | None = None
+    parts: tuple[DemonstrationSpec, ...] = ()
     steps: int | None = None
     sessions: int | None = None
 
@@ -122,7 +124,8 @@ class DemonstrationSpec:
         """Checks types and names."""
         check_types(self)
         check_range(self, "steps", "sessions", least=1)
-        given = [n for n in ("source", "file", "planner", "algorithm") if getattr(self, n)]
+        kinds = ("source", "file", "planner", "algorithm", "parts")
+        given = [n for n in kinds if getattr(self, n)]
         if len(given) > 1:
             raise DataError(
                 f"demonstrations came with {' and '.join(given)}; give one of them, or none for "
@@ -143,7 +146,7 @@ class DemonstrationSpec:
 
     @classmethod
     def parse(cls, value: Any) -> DemonstrationSpec:
-        """Reads ``"all"``, ``"explorer"`` or a table of the fields.
+        """Reads ``"all"``, ``"explorer"``, a table of the fields, or a list of such.
 
         Raises:
             DataError: For anything else.
@@ -156,9 +159,11 @@ class DemonstrationSpec:
             return cls(planner="explorer")
         if isinstance(value, Mapping):
             return from_mapping(cls, value)
+        if isinstance(value, Sequence) and not isinstance(value, str) and value:
+            return cls(parts=tuple(map(cls.parse, value)))
         raise DataError(
-            f'demonstrations={value!r} came; expected "all", "explorer", or a table such as '
-            '{ source = "gpt-4-32k", sessions = 30 }.'
+            f'demonstrations={value!r} came; expected "all", "explorer", a table such as '
+            '{ source = "gpt-4-32k", sessions = 30 }, or a list of such.'
         )
 
 

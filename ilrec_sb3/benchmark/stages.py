@@ -117,6 +117,9 @@ def make_demonstrations(
     Raises:
         DataError: There are none.
     """
+    if spec.parts:
+        every = [t for part in spec.parts for t in make_demonstrations(part, train, data)]
+        return [every[k] for k in _drawn(len(every), spec.sessions)]
     if spec.file is not None:
         sessions = [_as_session(trajectory) for trajectory in load_trajectories(spec.file)]
     elif spec.source is not None:
@@ -191,15 +194,28 @@ def demonstrations_path(folder: Path, name: str, spec: DemonstrationSpec, stage:
         spec: Which.
         stage: The environment.
     """
-    given = None
-    if spec.file is not None:
-        file = Path(spec.file)
-        if not file.is_file():
-            raise MissingDataError(f"{file} is not there; name a trajectory file.")
-        given = artefacts.fingerprint_bytes(file.read_bytes())
-    key = artefacts.key(train=stage.train.fingerprint, spec=asdict(spec), file=given)
-    stem = spec.source or spec.planner or spec.algorithm or Path(spec.file or "all").stem
+    described = asdict(spec)
+    parts = described.pop("parts")
+    files = {"parts": [(part, _content(p)) for part, p in zip(parts, spec.parts, strict=True)]}
+    key = artefacts.key(
+        train=stage.train.fingerprint,
+        spec=described,
+        file=_content(spec),
+        **(files if parts else {}),
+    )
+    rest = "several" if parts else Path(spec.file or "all").stem
+    stem = spec.source or spec.planner or spec.algorithm or rest
     return folder / "demonstrations" / f"{name}-{cell_name(stem, None)}-{key[:12]}.parquet"
+
+
+def _content(spec: DemonstrationSpec) -> str | None:
+    """Returns a hash of the file that is named; None without one."""
+    if spec.file is None:
+        return None
+    file = Path(spec.file)
+    if not file.is_file():
+        raise MissingDataError(f"{file} is not there; name a trajectory file.")
+    return artefacts.fingerprint_bytes(file.read_bytes())
 
 
 def keep_demonstrations(
@@ -230,7 +246,7 @@ def keep_demonstrations(
 
 
 def _given(spec: DemonstrationSpec) -> dict[str, Any]:
-    return {name: value for name, value in asdict(spec).items() if value is not None}
+    return {name: value for name, value in asdict(spec).items() if value}
 
 
 def demonstrations_hash(trajectories: Sequence[Trajectory]) -> str:
