@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -304,16 +305,19 @@ def test_any_answer_is_a_value_or_a_format_error(text: str) -> None:
         "x ",
     ],
 )
-def test_long_answers_are_read_fast(unit: str) -> None:
-    text = (unit * (100_000 // len(unit) + 1))[:100_000]
-    for whole in (text, f"Value: {text}", f'Action: recommend["{text}', f"<think>{text}</think>"):
+def test_long_answers_are_read_in_linear_time(unit: str) -> None:
+    def seconds(length: int, start: str, end: str, parse: Callable[[str], Any]) -> float:
+        whole = start + (unit * (length // len(unit) + 1))[:length] + end
+        started = time.process_time()
+        with contextlib.suppress(FormatError):
+            parse(whole)
+        return time.process_time() - started
+
+    for ends in (("", ""), ("Value: ", ""), ('Action: recommend["', ""), ("<think>", "</think>")):
         for parse in PARSERS:
-            started = time.perf_counter()
-            try:
-                parse(whole)
-            except FormatError:
-                pass
-            assert time.perf_counter() - started < 1.0
+            short = min(seconds(10_000, *ends, parse) for _ in range(3))
+            # ten times as long; what grows with the square would take a hundred times as long
+            assert min(seconds(100_000, *ends, parse) for _ in range(2)) < 40 * max(short, 1e-3)
 
 
 # roles

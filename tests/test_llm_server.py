@@ -89,13 +89,14 @@ def test_its_model_is_told(server: ChatServer) -> None:
 def test_connections_are_kept_alive_and_quick(server: ChatServer) -> None:
     messages = [{"role": "user", "content": "hello"}]
     with httpx.Client() as client:
-        started = time.perf_counter()
+        seconds = []
         for _ in range(50):
             url = f"{server.url}/chat/completions"
+            started = time.perf_counter()
             client.post(url, json={"messages": messages}).raise_for_status()
-        seconds = time.perf_counter() - started
-    # With Nagle's algorithm and delayed acknowledgements every answer would take 40 ms.
-    assert seconds < 1.5
+            seconds.append(time.perf_counter() - started)
+    # With Nagle's algorithm and delayed acknowledgements every answer takes 40 ms or more.
+    assert min(seconds) < 0.03
 
 
 @pytest.mark.parametrize(
