@@ -315,7 +315,9 @@ def actions(cell: CellResult) -> Sequence[Sequence[int]]:
     return played.actions
 
 
-def test_what_another_run_made_is_taken_from_it(run: Run, report: Report) -> None:
+def test_what_another_run_made_is_taken_from_it(
+    run: Run, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"ent_coef": 0.1, "learning_starts": 16, "batch_size": 16}
     first = grid({"label": "mine", "algorithm": "DiscreteSAC", "settings": settings})
     run(first)
@@ -334,6 +336,15 @@ def test_what_another_run_made_is_taken_from_it(run: Run, report: Report) -> Non
     assert actions(taken) == actions(before) != actions(other)
     assert (run.folder / "cells/toy/DiscreteSAC-gamma=0.95-seed0/model.zip").exists()
     run(second)
+    assert run.made == []
+
+    # a default may have been another one in other code: then it is the same by name alone
+    monkeypatch.setattr("ilrec_sb3.benchmark.run.code_hash", lambda: "other code")
+    run.folder = donor.with_name("third")
+    run(second, reuse=[donor])
+    assert "DiscreteSAC-gamma=0.95-seed0" in run.made
+    run.folder = donor.with_name("fourth")
+    run(first, reuse=[donor])
     assert run.made == []
 
     with pytest.raises(DataError, match="fresh and reuse came"):

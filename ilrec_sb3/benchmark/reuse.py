@@ -29,18 +29,19 @@ def identity_of(path: Path, *, file: str = CELL) -> dict[str, Any]:
     return dict(values.get("identity") or {})
 
 
-def content_of(identity: Mapping[str, Any]) -> str:
+def content_of(identity: Mapping[str, Any], *, spelled_out: bool = False) -> str:
     """Returns a hash that two cells share if they come to the same result whatever they are called.
-
-    A setting that is given its default counts like one that is left out.
 
     Args:
         identity: Of a cell, in terms of JSON.
+        spelled_out: Whether a setting that is given its default counts like one that is left out;
+            of use only between cells of the same code, since a default may change.
     """
     task = {name: value for name, value in identity["task"].items() if name not in _NAMES}
-    task["settings"] = _without_defaults(task["algorithm"], task["settings"])
+    if spelled_out:
+        task["settings"] = _without_defaults(task["algorithm"], task["settings"])
     made_from = {name: identity.get(name) for name in ("train", "tests", "demonstrations")}
-    return artefacts.key(task=task, **made_from)
+    return artefacts.key(task=task, spelled_out=spelled_out, **made_from)
 
 
 def _without_defaults(algorithm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,11 +62,14 @@ def _same(value: Any, default: Any) -> bool:
     return isinstance(value, bool) == isinstance(default, bool) and bool(value == default)
 
 
-def find_cells(folders: Iterable[Path]) -> dict[str, Path]:
+def find_cells(folders: Iterable[Path], code: str) -> dict[str, Path]:
     """Returns the folders of finished cells by `content_of`; of equal ones, the first.
+
+    Those of the present code are found with their defaults spelled out, too.
 
     Args:
         folders: Of runs.
+        code: See `ilrec_sb3.cells.code_hash`.
 
     Raises:
         DataError: A folder is not there.
@@ -79,7 +83,10 @@ def find_cells(folders: Iterable[Path]) -> dict[str, Path]:
         for file in sorted(folder.glob(f"cells/*/*/{CELL}")):
             if not artefacts.check_folder(file.parent):
                 continue
-            identity = identity_of(file.parent)
-            if "task" in identity:
-                found.setdefault(content_of(identity), file.parent)
+            values = json.loads(file.read_text(encoding="utf-8"))
+            identity = values.get("identity") or {}
+            if "task" not in identity:
+                continue
+            for spelled_out in (False, True) if values.get("code") == code else (False,):
+                found.setdefault(content_of(identity, spelled_out=spelled_out), file.parent)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ilrec_sb3.benchmark import metrics
 from ilrec_sb3.cells import DEMONSTRATIONS, CellResult, check_comparable
@@ -453,16 +453,20 @@ def compare(one: Row, other: Row) -> Comparison:
     """Compares two finished rows; the sessions of both are drawn alike where the users are."""
     shared = same_users([*one.played, *other.played])
     low, high = metrics.interval(one.draws(stream=1) - other.draws(seed=0 if shared else 1))
+    difference = one.mean_return - other.mean_return
     few = one.few or other.few
-    chance = metrics.probability_of_improvement(one.returns, other.returns)
-    return Comparison(
-        other=other,
-        difference=one.mean_return - other.mean_return,
-        low=low,
-        high=high,
-        probability=float("nan") if few else chance,
-        few=few,
-    )
+    return _comparison(other, difference, (low, high), (one.returns, other.returns), few)
+
+
+def _comparison(
+    other: Row,
+    difference: float,
+    interval: tuple[float, float],
+    values: tuple[ArrayLike, ArrayLike],
+    few: bool,
+) -> Comparison:
+    chance = float("nan") if few else metrics.probability_of_improvement(*values)
+    return Comparison(other, difference, *interval, chance, few)
 
 
 def compare_along(one: Row, other: Row) -> Comparison | None:
@@ -481,17 +485,9 @@ def compare_along(one: Row, other: Row) -> Comparison | None:
         metrics.bootstrap_iqm([[value] for value in ours], stream=1)
         - metrics.bootstrap_iqm([[value] for value in theirs])
     )
+    means = [float(metrics.interquartile_mean(values)) for values in (ours, theirs)]
     few = min(len(ours), len(theirs)) < FEW
-    means = (float(metrics.interquartile_mean(values)) for values in (ours, theirs))
-    chance = metrics.probability_of_improvement(ours, theirs)
-    return Comparison(
-        other=other,
-        difference=next(means) - next(means),
-        low=low,
-        high=high,
-        probability=float("nan") if few else chance,
-        few=few,
-    )
+    return _comparison(other, means[0] - means[1], (low, high), (ours, theirs), few)
 
 
 def curve_seconds(cell: CellResult) -> tuple[float, ...]:

@@ -249,7 +249,6 @@ def run_benchmark(
         raise DataError(f"{folder} is not there, so there is no cell to report: make some first.")
     if fresh and reuse:
         raise DataError("fresh and reuse came, which ask for opposite things: leave one out.")
-    before = {} if fresh else find_cells(map(Path, reuse))
     stages = Stages(data, cache, progress)
     chosen = _choose(grid, only, environments)
     if dry_run:
@@ -258,6 +257,8 @@ def run_benchmark(
     with locked(folder):
         failed = 0
         if not report_only:
+            code = code_hash()
+            before = {} if fresh else find_cells([folder, *map(Path, reuse)], code)
             if fresh:
                 # nothing is removed for a command that cannot be carried out
                 plans = _plan(grid, chosen, folder, stages, write=False, replaced=True)
@@ -267,9 +268,7 @@ def run_benchmark(
                 _remove(folder, chosen, everything=not (only or environments))
             plans = _plan(grid, chosen, folder, stages)
             _check_others(grid, plans, folder)
-            if not fresh and folder.is_dir():
-                before = find_cells([folder]) | before
-            failed = _run(plans, _Maker(stages, code_hash(), grid.models), jobs, say, before)
+            failed = _run(plans, _Maker(stages, code, grid.models), jobs, say, before)
         return _conclude(grid, folder, stages, command, failed, say)
 
 
@@ -417,22 +416,22 @@ def _run(
     """
     states = [plan.state for plan in plans]
     clock = _Clock(jobs)
-    left = []
     taken = 0
-    twins: dict[str, list[_Plan]] = {}
+    same: dict[str, list[_Plan]] = {}
     for plan, state in zip(plans, states, strict=True):
-        content = content_of(plan.identity)
+        contents = [content_of(plan.identity, spelled_out=out) for out in (False, True)]
+        source = next((before[content] for content in contents if content in before), None)
         if state == "finished":
             clock.add(plan.task, read_cell(plan.folder).seconds)
-        elif content in before:
-            clock.add(plan.task, plan.take(before[content]).seconds)
+        elif source is not None:
+            clock.add(plan.task, plan.take(source).seconds)
             taken += 1
         else:
-            if content not in twins:
-                left.append(plan)
-            twins.setdefault(content, []).append(plan)
+            same.setdefault(contents[1], []).append(plan)
+    groups = list(same.values())
+    left = [group[0] for group in groups]
     found = Counter(states)
-    say(f"{len(left)} cells to make{_found(found)}{_taken(taken, twins)}.")
+    say(f"{len(left)} cells to make{_found(found)}{_taken(taken, groups)}.")
     failed = 0
     open_plans = dict(enumerate(left))
     with closing(in_parallel(maker, left, min(jobs, max(len(left), 1)))) as outcomes:
@@ -442,14 +441,14 @@ def _run(
                 maker.fail(plan, str(made), f"{made}\n")
                 made = _Made(0.0, None, str(made))
             said = f"[{len(left) - len(open_plans)}/{len(left)}] {_title(plan.task)}"
-            same = twins[content_of(plan.identity)][1:]
+            twins = groups[number][1:]
             if made.mean is None:
-                failed += 1 + len(same)
-                for other in same:
+                failed += 1 + len(twins)
+                for other in twins:
                     maker.fail(other, str(made.failed), f"As {plan.task.name}.\n")
                 say(f"{said} FAILED: {' '.join(str(made.failed).split())}")
                 continue
-            for other in same:
+            for other in twins:
                 other.take(plan.folder)
             clock.add(plan.task, made.seconds)
             rest = clock.left([other.task for other in open_plans.values()])
@@ -467,9 +466,9 @@ def _found(states: Mapping[State, int]) -> str:
     return "".join(f", {states[state]} {text}" for state, text in said.items() if states[state])
 
 
-def _taken(taken: int, twins: Mapping[str, Sequence[_Plan]]) -> str:
+def _taken(taken: int, groups: Sequence[Sequence[_Plan]]) -> str:
     """Returns a phrase of what needs no making though it was not there."""
-    doubles = sum(len(same) - 1 for same in twins.values())
+    doubles = sum(len(group) - 1 for group in groups)
     said = f", {taken} were made before under another name" if taken else ""
     return said + (f", {doubles} will be the same as another one" if doubles else "")
 
