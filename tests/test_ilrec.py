@@ -364,6 +364,50 @@ def test_spans_of_several_steps_end_where_learning_was_taken_up_again() -> None:
     assert model.replay_buffer.dones[99] in (0.0, 1.0)
 
 
+def test_what_critics_and_returns_find_worse_is_not_imitated(
+    env: RecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ILRec("MlpPolicy", env, imitation_steps=None, **WARM).learn(64)
+    batch = model._join(model.replay_buffer.sample(8), model._demonstration_batch(64))
+
+    def share(q_filter: bool, value: float, followed: float) -> float:
+        """What is imitated where the policy is worth 0 and demonstrated actions ``value``."""
+
+        def values_of(flat: th.Tensor, *_: object) -> th.Tensor:
+            return th.full((2, len(flat)), value)
+
+        def expected_q(flat: th.Tensor, *_: object, **__: object) -> th.Tensor:
+            return th.zeros(2, len(flat))
+
+        monkeypatch.setattr(model.policy, "values_of", values_of)
+        monkeypatch.setattr(model.policy, "expected_q", expected_q)
+        model.q_filter = q_filter
+        returns = th.full((batch.n_demonstrations,), followed)
+        found = model._gradient_step(batch._replace(returns=returns), 0.5)
+        assert (found["imitation_loss"] > 0) == (found["imitated_share"] > 0)
+        return found["imitated_share"]
+
+    assert share(True, value=1.0, followed=-1.0) == 1.0
+    assert share(True, value=-1.0, followed=1.0) == 1.0
+    assert share(True, value=-1.0, followed=-1.0) == 0.0
+    assert share(False, value=-1.0, followed=-1.0) == 1.0
+
+
+def test_values_of_actions_are_the_critics(env: RecEnv) -> None:
+    policy = ILRec("MlpPolicy", env, **SMALL).policy
+    observation, info = env.reset(seed=0)
+    flat = th.as_tensor(observation)[None].repeat(3, 1)
+    masks = th.as_tensor(info["action_mask"])[None].repeat(3, 1)
+    actions = th.multinomial(masks.float()[0], 3)[:, None]
+    with th.no_grad():
+        outcomes = policy.outcomes(flat)
+        certain = th.nn.functional.one_hot(actions[:, 0], masks.shape[1]).float()
+        th.testing.assert_close(
+            policy.values_of(flat, actions, outcomes),
+            policy.expected_q(flat, certain, outcomes=outcomes),
+        )
+
+
 def test_imitation_decays_to_nothing(env: RecEnv) -> None:
     model = ILRec("MlpPolicy", env, imitation_coef=0.5, imitation_steps=1_000, **WARM)
     shares = []

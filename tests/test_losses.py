@@ -20,6 +20,7 @@ from ilrec_sb3.ilrec.losses import (
     soft_value,
     spread_penalty,
     target_entropy,
+    worth_imitating,
 )
 
 HALF = math.log(0.5)
@@ -39,6 +40,18 @@ def test_eq_20_raises_the_probability_of_heavy_transitions_more() -> None:
     imitation_loss(log_probs, th.tensor([3.0, 1.0])).backward()
     assert logits.grad[0, 0] == pytest.approx(3 * logits.grad[1, 0].item())
     assert logits.grad[0, 0] < 0
+
+
+def test_what_is_worth_imitating_by_hand() -> None:
+    # both critics find it better, the first alone, neither, neither but what followed was better,
+    # all level
+    values = th.tensor([[2.0, 2.0, 0.0, 0.0, 1.0], [3.0, 0.0, 0.5, 0.5, 1.0]], requires_grad=True)
+    returns = th.tensor([0.0, 0.0, 0.9, 1.1, 1.0])
+    worth = worth_imitating(values, th.ones(2, 5), returns)
+    assert worth.tolist() == [1.0, 1.0, 0.0, 1.0, 0.0]
+    assert not worth.requires_grad
+    with pytest.raises(ValueError, match="flatten both"):
+        worth_imitating(values, th.ones(2), returns)
 
 
 def test_eq_21_by_hand() -> None:

@@ -70,6 +70,7 @@ class Batch(NamedTuple):
         discounts: (B, 1) or a number.
         masks: (B, n) bool or None.
         next_masks: (B, n) bool or None.
+        returns: (n_demonstrations,) discounted rewards from the demonstrated ones on, or None.
         n_demonstrations: How many rows are demonstrated.
     """
 
@@ -81,6 +82,7 @@ class Batch(NamedTuple):
     discounts: th.Tensor | float
     masks: th.Tensor | None
     next_masks: th.Tensor | None
+    returns: th.Tensor | None
     n_demonstrations: int
 
 
@@ -509,6 +511,16 @@ class DiscreteSAC(OffPolicyAlgorithm):
         """Returns lambda_imit now."""
         return 0.0
 
+    def _worth_imitating(self, batch: Batch, probs: th.Tensor) -> th.Tensor:
+        """Returns the (n_demonstrations,) factors of demonstrated actions in the imitation loss.
+
+        Args:
+            batch: Transitions, the demonstrated ones last.
+            probs: (n_demonstrations, n) of the policy in demonstrated states.
+        """
+        del batch
+        return probs.new_ones(len(probs))
+
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Makes the gradient steps that the collected env steps allow.
 
@@ -564,8 +576,10 @@ class DiscreteSAC(OffPolicyAlgorithm):
         if batch.n_demonstrations and imitation_coefficient > 0:
             rows = slice(len(log_probs) - batch.n_demonstrations, None)
             chosen = log_probs[rows].gather(1, batch.actions[rows])[:, 0]
-            demonstrated = imitation_loss(chosen)  # the rows were drawn in proportion to w
+            worth = self._worth_imitating(batch, log_probs[rows].detach().exp())
+            demonstrated = imitation_loss(chosen, worth)  # the rows were drawn in proportion to w
             scalars["imitation_loss"] = float(demonstrated.detach())
+            scalars["imitated_share"] = float(worth.mean())
         with th.no_grad():
             outcomes = policy.outcomes(batch.observations, crossed)
             q_values = policy.q_values(batch.observations, log_probs.exp(), crossed, outcomes)
@@ -713,6 +727,7 @@ class DiscreteSAC(OffPolicyAlgorithm):
             discounts=th.cat([discounts(part) for part in parts]),
             masks=masks("action_masks"),
             next_masks=masks("next_action_masks"),
+            returns=None if demonstrated is None else demonstrated.returns,
             n_demonstrations=0 if demonstrated is None else len(demonstrated.actions),
         )
 

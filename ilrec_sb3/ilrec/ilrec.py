@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ilrec_sb3.common.buffers import DemonstrationBuffer, DemonstrationSamples
 from ilrec_sb3.common.masking import sample_actions
-from ilrec_sb3.ilrec.discrete_sac import DiscreteSAC, prefixed, unprefixed
+from ilrec_sb3.ilrec.discrete_sac import Batch, DiscreteSAC, prefixed, unprefixed
 from ilrec_sb3.ilrec.discriminator import (
     DiscriminatorConfig,
     DiscriminatorTrainer,
@@ -24,7 +24,7 @@ from ilrec_sb3.ilrec.discriminator import (
     StateActions,
     irl_reward,
 )
-from ilrec_sb3.ilrec.losses import imitation_loss
+from ilrec_sb3.ilrec.losses import imitation_loss, worth_imitating
 from ilrec_sb3.ilrec.policies import ILRecPolicy
 from ilrec_sb3.ilrec.weighting import (
     ValueFit,
@@ -70,7 +70,8 @@ class ILRec(DiscreteSAC):
     - Half of the policy's pairs that the discriminator sees are its actions in demonstrated states.
       With its own sessions alone the discriminator learns to tell the users of the two apart.
     - lambda_imit decays to 0 over ``imitation_steps``: demonstrations are good, not optimal, and a
-      constant factor holds the policy back once it is better than they are.
+      constant factor holds the policy back once it is better than they are. For the same reason
+      a demonstrated action is let go of where the critics find the policy's own better.
 
     Args:
         policy: As in `DiscreteSAC`.
@@ -83,6 +84,10 @@ class ILRec(DiscreteSAC):
             policy closer to the demonstrations. The paper tries 0.1 to 2.
         imitation_steps: Gradient steps over which lambda_imit falls linearly to 0 once the policy
             learns in the environment; None keeps it.
+        q_filter: Whether a demonstrated action is let go of where no critic finds it better than
+            what the policy plays and what followed it was not better either
+            (`ilrec_sb3.ilrec.losses.worth_imitating`): of a poor demonstrator only the good actions
+            are imitated. The warm start, which has no such critics yet, imitates them all.
         demonstration_share: Share of the transitions in a gradient step that are demonstrated ones;
             it decays with lambda_imit.
         warm_start_steps: Gradient steps on the demonstrations before the first env step.
@@ -110,6 +115,7 @@ class ILRec(DiscreteSAC):
         learning_rate: float | Schedule = 1e-3,
         imitation_coef: float = 0.5,
         imitation_steps: int | None = 650,
+        q_filter: bool = True,
         demonstration_share: float = 0.25,
         warm_start_steps: int = 300,
         beta: float = 10.0,
@@ -141,6 +147,7 @@ class ILRec(DiscreteSAC):
                 raise ValueError(f"{name}={value} came; expected {expected}.")
         self.imitation_coef = imitation_coef
         self.imitation_steps = imitation_steps
+        self.q_filter = q_filter
         self.demonstration_share = demonstration_share
         self.warm_start_steps = warm_start_steps
         self.beta = beta
@@ -291,6 +298,18 @@ class ILRec(DiscreteSAC):
         if self.imitation_steps is None:
             return 1.0
         return max(0.0, 1.0 - self._n_updates / max(self.imitation_steps, 1))
+
+    def _worth_imitating(self, batch: Batch, probs: th.Tensor) -> th.Tensor:
+        if not self.q_filter:
+            return super()._worth_imitating(batch, probs)
+        assert batch.returns is not None
+        rows = slice(-len(probs), None)
+        observations, actions = batch.observations[rows], batch.actions[rows]
+        with th.no_grad():
+            outcomes = self.policy.outcomes(observations)
+            values = self.policy.values_of(observations, actions, outcomes)
+            expected = self.policy.expected_q(observations, probs, outcomes=outcomes)
+            return worth_imitating(values, expected, batch.returns)
 
     def _demonstration_batch(self, batch_size: int) -> DemonstrationSamples | None:
         size = round(batch_size * self.demonstration_share * self._decay())

@@ -27,6 +27,7 @@ __all__ = [
     "soft_value",
     "spread_penalty",
     "target_entropy",
+    "worth_imitating",
 ]
 
 
@@ -86,6 +87,28 @@ def imitation_loss(log_probs: th.Tensor, weights: th.Tensor | None = None) -> th
         return -log_probs.mean()
     _same_shape("weights", weights, "log_probs", log_probs)
     return -(weights * log_probs).mean()
+
+
+def worth_imitating(values: th.Tensor, expected: th.Tensor, returns: th.Tensor) -> th.Tensor:
+    r"""Which demonstrated actions to imitate, :math:`1[\exists i: \max(Q_i(s, a), G) > V_i(s)]`.
+
+    Nair et al., Overcoming Exploration in Reinforcement Learning with Demonstrations (2018), arXiv
+    1709.10089, imitate an action only where their critic finds it better than what the policy
+    plays; Oh et al., Self-Imitation Learning (2018), arXiv 1806.05635, where what followed was
+    better than the critic expects. Here either will do, for any critic: Q may be wrong about an
+    action that the policy no longer plays, and G of a poor session says little about its best
+    action. V is the mean of Q over what the policy plays.
+
+    Args:
+        values: (n_critics, B), Q of the demonstrated actions.
+        expected: (n_critics, B), V of the policy.
+        returns: (B,), G from the demonstrated action on, discounted.
+
+    Returns:
+        (B,) 1 where the action is to be imitated and else 0, without gradients.
+    """
+    _same_shape("expected", expected, "values", values)
+    return (th.maximum(values, returns) > expected).any(dim=0).to(values.dtype)
 
 
 def actor_loss(

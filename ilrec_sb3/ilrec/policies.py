@@ -398,6 +398,22 @@ class ILRecPolicy(BasePolicy):
             return values
         return outcomes.rewards + outcomes.goes_on * values
 
+    def values_of(
+        self, flat: th.Tensor, actions: th.Tensor, outcomes: Outcomes | None = None
+    ) -> th.Tensor:
+        """Returns (n_critics, B), each critic's value of one action in each state.
+
+        Args:
+            flat: (B, d) flat observations.
+            actions: (B, 1) int64.
+            outcomes: Of these observations, where values are decomposed.
+        """
+        values = th.stack([pair[:, 0] for pair in self.q_pairs(flat, actions)])
+        if outcomes is None:
+            return values
+        rewards = outcomes.rewards.gather(1, actions)[:, 0]
+        return rewards + outcomes.goes_on.gather(1, actions)[:, 0] * values
+
     def q_pairs(self, flat: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
         """Returns each critic's (B, m) values of the (B, m) actions; U of them where decomposed.
 
