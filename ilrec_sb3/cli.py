@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ilrec_sb3.allocator import keep_freed_memory
 from recsim_env import command_line as cl
 from recsim_env.errors import DataError, IlrecError, MissingDataError, near_miss
 
@@ -111,6 +112,7 @@ def _run(given: Sequence[str], arguments: argparse.Namespace) -> int:
     # waiting for each other than they save
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     return int(arguments.run(arguments) or 0)
 
 

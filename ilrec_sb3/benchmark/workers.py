@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
+from ilrec_sb3.allocator import keep_freed_memory
 from recsim_env.errors import DataError
 
 __all__ = ["Died", "in_parallel", "locked"]
@@ -165,6 +166,7 @@ def _interrupts_held() -> Iterator[None]:
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """What a worker does: one piece after the other until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     parent = mp.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -70,8 +70,8 @@ class Batch(NamedTuple):
         discounts: (B, 1) or a number.
         masks: (B, n) bool or None.
         next_masks: (B, n) bool or None.
-        returns: (n_demonstrations,) discounted rewards from the demonstrated ones on, or None.
         n_demonstrations: How many rows are demonstrated.
+        returns: (n_demonstrations,) discounted rewards from the demonstrated ones on, or None.
     """
 
     observations: th.Tensor
@@ -82,8 +82,8 @@ class Batch(NamedTuple):
     discounts: th.Tensor | float
     masks: th.Tensor | None
     next_masks: th.Tensor | None
-    returns: th.Tensor | None
     n_demonstrations: int
+    returns: th.Tensor | None = None
 
 
 @dataclass(frozen=True)
