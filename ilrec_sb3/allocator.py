@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
     """Has this process keep freed memory for what comes next, where its C library is glibc.
 
     A gradient step over thousands of items frees and takes the same few megabytes again and again.
-    glibc gives such pieces back to the system, which then hands out and clears new pages: up to a
-    quarter of the time of a step (``benchmarks/freed_memory.py``). The process does not shrink any
+    glibc gives such pieces back to the system, which then hands out and clears new pages: a sixth
+    of the time of a step over 3,180 items (``benchmarks/freed_memory.py``). The process does not shrink any
     more until it ends; what is computed stays the same to the last bit.
 
     Returns:
