@@ -19,8 +19,8 @@ def keep_freed_memory() -> bool:
 
     A gradient step over thousands of items frees and takes the same few megabytes again and again.
     glibc gives such pieces back to the system, which then hands out and clears new pages: a sixth
-    of the time of a step over 3,180 items (``benchmarks/freed_memory.py``). The process does not shrink any
-    more until it ends; what is computed stays the same to the last bit.
+    of the time of a step over 3,180 items (``benchmarks/freed_memory.py``). The process does not
+    shrink any more until it ends; what is computed stays the same to the last bit.
 
     Returns:
         Whether it does; False with another C library, and where the environment has settings of its
