@@ -42,7 +42,7 @@ from ilrec_sb3.ilrec.losses import (
     spread_penalty,
     target_entropy,
 )
-from ilrec_sb3.ilrec.policies import ILRecPolicy, MlpPolicy, MultiInputPolicy
+from ilrec_sb3.ilrec.policies import ILRecPolicy, MlpPolicy, MultiInputPolicy, Outcomes
 from recsim_env.artefacts import write_file
 from recsim_env.dynamics import ItemContext
 
@@ -511,14 +511,17 @@ class DiscreteSAC(OffPolicyAlgorithm):
         """Returns lambda_imit now."""
         return 0.0
 
-    def _worth_imitating(self, batch: Batch, probs: th.Tensor) -> th.Tensor:
+    def _worth_imitating(
+        self, batch: Batch, probs: th.Tensor, outcomes: Outcomes | None
+    ) -> th.Tensor:
         """Returns the (n_demonstrations,) factors of demonstrated actions in the imitation loss.
 
         Args:
             batch: Transitions, the demonstrated ones last.
             probs: (n_demonstrations, n) of the policy in demonstrated states.
+            outcomes: Of all states of the batch; None where values are not decomposed.
         """
-        del batch
+        del batch, outcomes
         return probs.new_ones(len(probs))
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
@@ -572,16 +575,17 @@ class DiscreteSAC(OffPolicyAlgorithm):
         crossed = policy.crossed(batch.observations)
         masks, n_thinned = self._thinned_masks(batch)
         log_probs = policy.log_probs(batch.observations, masks, crossed)
+        with th.no_grad():
+            outcomes = policy.outcomes(batch.observations, crossed)
         demonstrated = log_probs.new_zeros(())
         if batch.n_demonstrations and imitation_coefficient > 0:
             rows = slice(len(log_probs) - batch.n_demonstrations, None)
             chosen = log_probs[rows].gather(1, batch.actions[rows])[:, 0]
-            worth = self._worth_imitating(batch, log_probs[rows].detach().exp())
+            worth = self._worth_imitating(batch, log_probs[rows].detach().exp(), outcomes)
             demonstrated = imitation_loss(chosen, worth)  # the rows were drawn in proportion to w
             scalars["imitation_loss"] = float(demonstrated.detach())
             scalars["imitated_share"] = float(worth.mean())
         with th.no_grad():
-            outcomes = policy.outcomes(batch.observations, crossed)
             q_values = policy.q_values(batch.observations, log_probs.exp(), crossed, outcomes)
         reinforced = actor_loss(log_probs, q_values, alpha)
         total = policy_loss(demonstrated, reinforced.loss, imitation_coefficient)

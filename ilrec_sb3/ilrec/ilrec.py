@@ -25,7 +25,7 @@ from ilrec_sb3.ilrec.discriminator import (
     irl_reward,
 )
 from ilrec_sb3.ilrec.losses import imitation_loss, worth_imitating
-from ilrec_sb3.ilrec.policies import ILRecPolicy
+from ilrec_sb3.ilrec.policies import ILRecPolicy, Outcomes
 from ilrec_sb3.ilrec.weighting import (
     ValueFit,
     WeightStatistics,
@@ -114,7 +114,7 @@ class ILRec(DiscreteSAC):
         demonstrations: Demonstrations | None = None,
         learning_rate: float | Schedule = 1e-3,
         imitation_coef: float = 0.5,
-        imitation_steps: int | None = 650,
+        imitation_steps: int | None = 100,
         q_filter: bool = True,
         demonstration_share: float = 0.25,
         warm_start_steps: int = 300,
@@ -122,7 +122,7 @@ class ILRec(DiscreteSAC):
         alpha: float = 0.5,
         irl_gamma: float = 0.1,
         weight_bounds: tuple[float, float] = (0.01, 10.0),
-        discriminator_every: int = 160,
+        discriminator_every: int = 25,
         discriminator_steps: int = 50,
         discriminator_config: DiscriminatorConfig | None = None,
         *,
@@ -299,14 +299,17 @@ class ILRec(DiscreteSAC):
             return 1.0
         return max(0.0, 1.0 - self._n_updates / max(self.imitation_steps, 1))
 
-    def _worth_imitating(self, batch: Batch, probs: th.Tensor) -> th.Tensor:
+    def _worth_imitating(
+        self, batch: Batch, probs: th.Tensor, outcomes: Outcomes | None
+    ) -> th.Tensor:
         if not self.q_filter:
-            return super()._worth_imitating(batch, probs)
+            return super()._worth_imitating(batch, probs, outcomes)
         assert batch.returns is not None
         rows = slice(-len(probs), None)
         observations, actions = batch.observations[rows], batch.actions[rows]
         with th.no_grad():
-            outcomes = self.policy.outcomes(observations)
+            if outcomes is not None:
+                outcomes = Outcomes(*(part[rows] for part in outcomes))
             values = self.policy.values_of(observations, actions, outcomes)
             expected = self.policy.expected_q(observations, probs, outcomes=outcomes)
             return worth_imitating(values, expected, batch.returns)
