@@ -41,7 +41,7 @@ docs: $(DOCS_STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(STAMP)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python benchmarks/env_speed.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-plain build dist ilrec.egg-info docs/_build .mypy_cache .ruff_cache \

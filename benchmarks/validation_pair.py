@@ -7,7 +7,8 @@ The rows that the train world model of the benchmarks is fitted on are split onc
 learns on the model of one part and is judged on that of the other, 400 sessions each. Nothing of
 the benchmarks' test rows is in either. Use seeds from 101 on: those of the tables are 0 to 4.
 Demonstrations are those that the dataset carries, or 200 sessions of a scripted demonstrator: the
-explorer, or the rule-aware planner that shows a random item one time in fifty.
+explorer, the rule-aware planner that shows a random item one time in fifty, or half of them
+that planner's and half random ("mixed").
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ilrec_sb3.evaluation import as_planner
 from recsim_env import command_line as cl
 from recsim_env.demonstrations import demonstrations
 from recsim_env.dynamics import Dynamics, State
-from recsim_env.planners import Planner, explorer, rule_aware, run_episodes
+from recsim_env.planners import Planner, explorer, random_policy, rule_aware, run_episodes
 from recsim_env.prepare import PrepareConfig, Prepared, Session, prepare
 from recsim_env.simulator import Observer
 from recsim_env.termination import make_rules
@@ -66,12 +67,19 @@ def absent_minded(planner: Planner, share: float) -> Planner:
 
 def scripted(name: str, dynamics: Dynamics) -> list[Trajectory]:
     """Returns the sessions of a scripted demonstrator."""
-    planner = {"explorer": explorer(), "planner": absent_minded(rule_aware(), 0.02)}[name]
-    played = run_episodes(dynamics, planner, 200, 5)
-    sessions = [
-        Session(user=int(user), history=(), actions=actions, source=name)
-        for user, actions in zip(played.users, played.actions, strict=True)
-    ]
+    careless = absent_minded(rule_aware(), 0.02)
+    planners = {
+        "explorer": [explorer()],
+        "planner": [careless],
+        "mixed": [careless, random_policy],
+    }[name]
+    sessions = []
+    for number, planner in enumerate(planners):
+        played = run_episodes(dynamics, planner, 200 // len(planners), 5 + number)
+        sessions += [
+            Session(user=int(user), history=(), actions=actions, source=name)
+            for user, actions in zip(played.users, played.actions, strict=True)
+        ]
     return dynamics.replay(sessions, observe=Observer(dynamics).flat)
 
 
@@ -84,7 +92,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=101)
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument(
-        "--demonstrator", choices=["carried", "explorer", "planner"], default="carried"
+        "--demonstrator", choices=["carried", "explorer", "planner", "mixed"], default="carried"
     )
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()

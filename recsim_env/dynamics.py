@@ -329,10 +329,11 @@ class Dynamics:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash (sha256 hex) of all that decides what happens to whom: data, rewards and rules."""
+        """Hash (sha256 hex) of all that decides what happens to whom: data, models and rules."""
         table = self._table if self.has_own_table else None
         parts = {
             "prepared": self.prepared.fingerprint,
+            "contents": self.prepared.contents,
             "split": self.split,
             "rules": [_describe(rule) for rule in self.rules],
             "limit": self.limit,

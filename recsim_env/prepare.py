@@ -144,7 +144,9 @@ class Prepared:
         sessions: Demonstrations in catalogue items, may be empty.
         card: What was measured, JSON-able; see `recsim_env.card.card_table`.
         path: Folder of the artefact.
-        fingerprint: Key of the artefact (sha256 hex).
+        fingerprint: Key of the artefact (sha256 hex): data and settings.
+        contents: Hash (sha256 hex) of what was fitted to them. Processors that round differently
+            may come to other weights, and to another epoch to stop at.
         config: The settings.
     """
 
@@ -162,6 +164,7 @@ class Prepared:
     card: dict[str, Any]
     path: Path
     fingerprint: str
+    contents: str
     config: PrepareConfig
 
     def __repr__(self) -> str:
@@ -591,6 +594,7 @@ def _load(path: Path, key: str) -> Prepared:
             card=meta["card"],
             path=path,
             fingerprint=key,
+            contents=artefacts.contents_hash(path, "*.safetensors"),
             config=PrepareConfig.from_dict(meta["config"]),
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError, pa.ArrowException) as error:

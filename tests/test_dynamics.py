@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -480,6 +481,7 @@ def test_fingerprints_tell_what_differs() -> None:
         Dynamics(TOY, split="train", rules=base.rules, limit=5, table=table),
         Dynamics(TOY, split="train", rules=base.rules, limit=5, table=table + 1),
         Dynamics(TOY, split="train", rules=base.rules, limit=5, repeats=True),
+        Dynamics(replace(TOY, contents="other"), split="train", rules=base.rules, limit=5),
     ]
     found = {base.fingerprint, *(other.fingerprint for other in others)}
     assert len(found) == 1 + len(others)

@@ -105,6 +105,7 @@ def test_the_second_call_loads(
     second = make(small, tmp_path)
     assert second.path == first.path
     assert second.fingerprint == first.fingerprint
+    assert second.contents == first.contents
     assert second.card == first.card
     assert np.array_equal(second.rows("test"), first.rows("test"))
     assert np.array_equal(second.user_vectors, first.user_vectors)

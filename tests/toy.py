@@ -95,5 +95,6 @@ def toy_prepared() -> Prepared:
         card={},
         path=Path("nowhere"),
         fingerprint="toy",
+        contents="toy",
         config=PrepareConfig(),
     )
