@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ __all__ = [
     "MANIFEST",
     "cache_dir",
     "check_folder",
-    "contents_hash",
     "fingerprint_bytes",
     "key",
     "write_file",
@@ -162,20 +160,6 @@ def check_folder(path: str | Path) -> bool:
         return all(_stamp(folder / name) == stamp for name, stamp in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def contents_hash(path: str | Path, pattern: str) -> str:
-    """Returns a hash (sha256 hex) of the files of a whole folder whose names match.
-
-    It is taken from the manifest, so the files are not read again.
-
-    Args:
-        path: Folder that `write_folder` wrote.
-        pattern: Of paths below it; ``*`` stands for any text, ``/`` included.
-    """
-    files = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))["files"]
-    found = {name: stamp["sha256"] for name, stamp in files.items() if fnmatchcase(name, pattern)}
-    return key(files=found)
 
 
 def _files_below(folder: Path) -> list[Path]:

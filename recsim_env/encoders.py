@@ -95,6 +95,12 @@ class EncoderConfig:
                 )
 
 
+def _draw(weight: Tensor, std: float) -> None:
+    """Fills a weight with normal numbers that are the same on every processor."""
+    with torch.no_grad():
+        weight.copy_(std * torch.randn(weight.shape, dtype=torch.float64))
+
+
 class GRUEncoder(nn.Module):
     """One-layer GRU (Hidasi et al., 2016); padding leaves the state as it is.
 
@@ -114,7 +120,7 @@ class GRUEncoder(nn.Module):
         self.embedding = nn.Embedding(n_items + 1, dim, padding_idx=n_items)
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(dim, dim, batch_first=True)
-        nn.init.normal_(self.embedding.weight[:n_items], std=dim**-0.5)
+        _draw(self.embedding.weight[:n_items], dim**-0.5)
 
     def forward(self, items_BL: Tensor) -> Tensor:
         """Encodes sequences: (B, L) item indices to (B, D), the state after the last item."""
@@ -183,8 +189,8 @@ class SASRecEncoder(nn.Module):
             for _ in range(blocks)
         )
         self.norm = nn.LayerNorm(dim)
-        nn.init.normal_(self.embedding.weight[:n_items], std=dim**-0.5)
-        nn.init.normal_(self.position.weight, std=0.1 * dim**-0.5)
+        _draw(self.embedding.weight[:n_items], dim**-0.5)
+        _draw(self.position.weight, 0.1 * dim**-0.5)
 
     def forward(self, items_BL: Tensor) -> Tensor:
         """Encodes sequences: (B, L) item indices to (B, D), zeros for an empty one."""
@@ -281,7 +287,7 @@ def fit_encoder(
             "users_aside": len(run.aside),
             "seconds": round(time.perf_counter() - started, 2),
         }
-    return run.encoder.eval().requires_grad_(False), report
+    return run.encoder.float().eval().requires_grad_(False), report
 
 
 def _left_pad(sequences: Sequence[NDArray[Any]], width: int, fill: float) -> NDArray[Any]:
@@ -316,7 +322,8 @@ class _Fit:
         # Early stopping and figures use different users.
         self.aside, self.validation = usable[:n_aside], usable[n_aside : 2 * n_aside]
         self.fit = usable[2 * n_aside :]
-        self.encoder = build_encoder(dataset.n_items, config)
+        # In double precision, as the world model and for the same reason.
+        self.encoder = build_encoder(dataset.n_items, config).double()
         counts = np.bincount(dataset.interactions.items[rows], minlength=dataset.n_items)
         start = np.log((counts + 1.0) / (counts.sum() + dataset.n_items))
         self.popularity = torch.from_numpy(counts).float()
@@ -331,8 +338,8 @@ class _Fit:
         total = np.bincount(chosen, residual, minlength=dataset.n_items)
         self.item_means = total / (np.bincount(chosen, minlength=dataset.n_items) + 5.0)
         if config.objective == "rating":
-            start = np.full(dataset.n_items, self.mean)
-        self.item_bias = nn.Parameter(torch.from_numpy(start).float())
+            start = np.full(dataset.n_items, self.mean, np.float64)
+        self.item_bias = nn.Parameter(torch.from_numpy(start))
         self.optimiser = torch.optim.Adam(
             [*self.encoder.parameters(), self.item_bias],
             lr=config.learning_rate,
@@ -353,7 +360,7 @@ class _Fit:
         return (
             torch.from_numpy(padded[:, :-1]),
             torch.from_numpy(padded[:, 1:]),
-            torch.from_numpy(rated[:, 1:]),
+            torch.from_numpy(rated[:, 1:]).double(),
         )
 
     def scores(self, states: Tensor) -> Tensor:
@@ -459,11 +466,11 @@ class _Fit:
         with torch.no_grad():
             inputs_BL, next_BL, rating_BL = self.batch(users, shuffle=False)
             there = (next_BL < self.n_items) & (inputs_BL < self.n_items)
-            states = self.encoder.states(inputs_BL)[there].double().numpy()
+            states = self.encoder.states(inputs_BL)[there].numpy()
         items = next_BL[there].numpy()
         return (
             np.column_stack([states, self.item_means[items]]),
-            rating_BL[there].double().numpy() - self.mean,
+            rating_BL[there].numpy() - self.mean,
         )
 
 

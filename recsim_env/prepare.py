@@ -41,7 +41,7 @@ from recsim_env.world_model import WorldModel, WorldModelConfig
 
 __all__ = ["PrepareConfig", "Prepared", "Session", "prepare", "user_vector_for"]
 
-_FORMAT = 2
+_FORMAT = 3
 _ENTRY_POINTS = "ilrec.demonstrations"
 _USERS_FOR_SVD = 20_000
 logger = logging.getLogger(__name__)
@@ -145,8 +145,9 @@ class Prepared:
         card: What was measured, JSON-able; see `recsim_env.card.card_table`.
         path: Folder of the artefact.
         fingerprint: Key of the artefact (sha256 hex): data and settings.
-        contents: Hash (sha256 hex) of what was fitted to them. Processors that round differently
-            may come to other weights, and to another epoch to stop at.
+        contents: Hash (sha256 hex) of the errors of what was fitted to them, to four digits: where
+            the same data were fitted differently, by other code or another version of a library,
+            these differ.
         config: The settings.
     """
 
@@ -247,7 +248,7 @@ def _user_basis(
         chosen = np.sort(rng.choice(chosen, _USERS_FOR_SVD, replace=False))
     rows = model.rows(chosen)
     offset = rows.mean(0)
-    centred = rows - offset
+    centred = (rows - offset).astype(np.float64)
     rank = min(size, *centred.shape)
     _, _, directions = randomized_svd(centred, n_components=rank, n_iter=6, random_state=seed)
     basis = np.ascontiguousarray(directions.T * np.sqrt(model.n_items), np.float32)
@@ -566,6 +567,19 @@ def _read_sessions(path: Path) -> tuple[Session, ...]:
     )
 
 
+def _contents(card: Mapping[str, Any]) -> str:
+    """Returns a hash of the card's figures of what was fitted; times are left out."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: rounded(v) for name, v in value.items() if name != "seconds"}
+        if isinstance(value, (list, tuple)):
+            return [rounded(v) for v in value]
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    return artefacts.key(**{name: rounded(card[name]) for name in ("world_model", "tracker")})
+
+
 def _load(path: Path, key: str) -> Prepared:
     """Reads a whole artefact.
 
@@ -594,7 +608,7 @@ def _load(path: Path, key: str) -> Prepared:
             card=meta["card"],
             path=path,
             fingerprint=key,
-            contents=artefacts.contents_hash(path, "*.safetensors"),
+            contents=_contents(meta["card"]),
             config=PrepareConfig.from_dict(meta["config"]),
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError, pa.ArrowException) as error:

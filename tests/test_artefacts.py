@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,25 +131,6 @@ def test_check_folder_sees_damage(tmp_path: Path, damage: str) -> None:
     else:
         (target / "manifest.json").write_text("{")
     assert not artefacts.check_folder(target)
-
-
-def test_contents_hash_looks_at_the_files_that_match_and_at_no_others(tmp_path: Path) -> None:
-    def write(a: str, b: str) -> Callable[[Path], None]:
-        def write_both(folder: Path) -> None:
-            (folder / "sub").mkdir()
-            (folder / "a.txt").write_text(a)
-            (folder / "sub" / "b.bin").write_text(b)
-
-        return write_both
-
-    def hashed(a: str, b: str, pattern: str) -> str:
-        return artefacts.contents_hash(
-            artefacts.write_folder(tmp_path / "made", write(a, b)), pattern
-        )
-
-    assert hashed("1", "2", "*.bin") == hashed("3", "2", "*.bin")
-    assert hashed("1", "2", "*.bin") != hashed("1", "3", "*.bin")
-    assert hashed("1", "2", "*") != hashed("2", "1", "*")
 
 
 def test_check_folder_of_nothing(tmp_path: Path) -> None:

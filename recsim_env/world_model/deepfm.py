@@ -39,16 +39,17 @@ class Half(NamedTuple):
 _SUPPORT = 2  # size of what `support` gives
 
 
-def support(count_B: Tensor) -> Tensor:
+def support(count_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Says how much is known of a user or an item; rarely rated ones are rated lower.
 
     Args:
         count_B: Number of ratings.
+        dtype: Of the result.
 
     Returns:
-        (B, 2) float32: 1 / (1 + count) and log(1 + count) / 4.
+        (B, 2): 1 / (1 + count) and log(1 + count) / 4.
     """
-    count_B = count_B.float()
+    count_B = count_B.to(dtype)
     return torch.stack([1.0 / (1.0 + count_B), torch.log1p(count_B) / 4.0], 1)
 
 
@@ -85,7 +86,8 @@ class DeepFM(nn.Module):
         members: M, number of ensemble members.
         embedding_size: K.
         hidden: Sizes of the MLP's layers, at least one.
-        generator: Source of the initial values.
+        generator: Source of the initial values, which are drawn in double precision.
+        dtype: Of the weights.
     """
 
     categories: Tensor
@@ -101,6 +103,7 @@ class DeepFM(nn.Module):
         embedding_size: int,
         hidden: tuple[int, ...],
         generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         n_items, n_categories = category_matrix.shape
@@ -111,7 +114,8 @@ class DeepFM(nn.Module):
         self.members = members
 
         def table(rows: int, *shape: int, scale: float) -> nn.Parameter:
-            return nn.Parameter(scale * torch.randn(rows, *shape, generator=generator))
+            drawn = torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
+            return nn.Parameter(scale * drawn)
 
         size, first = embedding_size, hidden[0]
         self.user = table(n_users + 1, members, size, scale=0.05)
@@ -139,6 +143,7 @@ class DeepFM(nn.Module):
         self.tail_biases = nn.ParameterList(
             nn.Parameter(torch.zeros(members, o)) for o in sizes[1:]
         )
+        self.to(dtype)
 
     def user_half(
         self,
@@ -152,7 +157,7 @@ class DeepFM(nn.Module):
         Args:
             users_B: int64, ``n_users`` for the unknown user.
             history_BL: int64 item indices, padded with ``n_items`` (in any place).
-            features_BF: float32 user features, zeros for an unknown user.
+            features_BF: user features, zeros for an unknown user.
             unknown_BM: bool, where a member shall see the unknown user (training).
 
         Returns:
@@ -164,7 +169,7 @@ class DeepFM(nn.Module):
             first_BM = torch.where(unknown_BM, self.user_first[-1], first_BM)
         pooled_BMK, pooled_first_BM = self._pool(history_BL)
         seen_B = (history_BL < self.n_items).sum(1)
-        features_BF = torch.cat([features_BF, support(seen_B)], 1)
+        features_BF = torch.cat([features_BF, support(seen_B, features_BF.dtype)], 1)
         feature_BMK = torch.einsum("bf,fmk->bmk", features_BF, self.feature)
         linear_BM = first_BM + pooled_first_BM + features_BF @ self.feature_first
         fields_BFMK = torch.stack([user_BMK, pooled_BMK, feature_BMK], 1)
@@ -195,7 +200,8 @@ class DeepFM(nn.Module):
             The item half.
         """
         share_BC = self.categories[items_B]
-        support_BF = support((self.item_counts[items_B] - left_out).clamp(min=0))
+        counts_B = (self.item_counts[items_B] - left_out).clamp(min=0)
+        support_BF = support(counts_B, share_BC.dtype)
         fields_BFMK = torch.stack(
             [
                 self.item[items_B],

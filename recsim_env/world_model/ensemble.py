@@ -244,14 +244,16 @@ class WorldModel:
             config.embedding_size,
             config.hidden,
             generator,
+            torch.float64,
         )
         with torch.no_grad():
             network.bias.fill_(biases.mean)
-            network.user_first[:-1] = torch.from_numpy(biases.users).float()[:, None]
-            network.item_first[:] = torch.from_numpy(biases.items).float()[:, None]
+            network.user_first[:-1] = torch.from_numpy(biases.users)[:, None]
+            network.item_first[:] = torch.from_numpy(biases.items)[:, None]
         trainer = _Trainer(network, config, data, histories_UL, features, biases, fit, generator)
         with one_thread():
             epochs = trainer.run(fit, validation, rng, progress)
+        network.float()
         held_out = card if len(card) else validation
         kernel_UI = _kernel(config, data.take(fit), features, dataset)
         model = cls(network, config, histories_UL, features, kernel_UI=kernel_UI)
@@ -563,7 +565,11 @@ def _calibration(mean: Floats, variance: Floats, truth: Floats, bins: int = 5) -
 
 
 class _Trainer:
-    """Adam on mini-batches with early stopping; the members share the order of the rows."""
+    """Adam on mini-batches with early stopping; the members share the order of the rows.
+
+    In double precision: in single precision processors that round the last bit differently come to
+    different weights and stop at different epochs, and the same data would give each its own world.
+    """
 
     def __init__(
         self,
@@ -579,11 +585,11 @@ class _Trainer:
         self.network, self.config, self.generator = network, config, generator
         self.users = torch.from_numpy(data.users.astype(np.int64))
         self.items = torch.from_numpy(data.items.astype(np.int64))
-        self.ratings = torch.from_numpy(data.ratings)
+        self.ratings = torch.from_numpy(data.ratings).double()
         self.histories_UL = torch.from_numpy(histories_UL)
-        self.features = torch.from_numpy(np.array(features))
+        self.features = torch.from_numpy(np.array(features, np.float64))
         # What each rating adds to its own two biases; see `Biases.own_share`.
-        own = np.zeros((2, len(data.users)), np.float32)
+        own = np.zeros((2, len(data.users)))
         own[:, fit] = biases.own_share(*data.take(fit))
         self.own_user, self.own_item = torch.from_numpy(own)
         biases_: list[nn.Parameter] = []
