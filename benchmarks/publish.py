@@ -13,16 +13,15 @@ import shutil
 from pathlib import Path
 
 from ilrec_sb3.benchmark import Grid, load_grid, run_benchmark
-from ilrec_sb3.cells import CellResult
+from ilrec_sb3.cells import read_cells
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def command_for(file: Path, grid: Grid, cells: tuple[CellResult, ...]) -> list[str]:
-    """Returns what makes these cells of a grid."""
-    made = {cell.label for cell in cells}
+def command_for(file: Path, grid: Grid, made: set[str]) -> list[str]:
+    """Returns what makes the rows of these labels."""
     labels = list(dict.fromkeys(row.name for row in grid.rows))
-    only = [] if made == set(labels) else ["--only", *(x for x in labels if x in made)]
+    only = [] if made >= set(labels) else ["--only", *(x for x in labels if x in made)]
     command = f"ilrec benchmark benchmarks/grids/{file.name} --data DIR --jobs 2"
     return [*command.split(), *only]
 
@@ -36,12 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     grid = load_grid(arguments.grid)
     run = arguments.run or Path(f"runs/benchmark-{grid.name}")
-
-    def report(command: list[str]) -> tuple[CellResult, ...]:
-        done = run_benchmark(grid, run, data=arguments.data, report_only=True, command=command)
-        return done.cells
-
-    report(command_for(arguments.grid, grid, report([])))
+    command = command_for(arguments.grid, grid, {cell.label for cell in read_cells(run)})
+    run_benchmark(grid, run, data=arguments.data, report_only=True, command=command)
     target = RESULTS / arguments.grid.stem
     target.mkdir(parents=True, exist_ok=True)
     for old in target.glob("*.png"):

@@ -338,7 +338,7 @@ class _Fit:
         total = np.bincount(chosen, residual, minlength=dataset.n_items)
         self.item_means = total / (np.bincount(chosen, minlength=dataset.n_items) + 5.0)
         if config.objective == "rating":
-            start = np.full(dataset.n_items, self.mean, np.float64)
+            start = np.full(dataset.n_items, self.mean)
         self.item_bias = nn.Parameter(torch.from_numpy(start))
         self.optimiser = torch.optim.Adam(
             [*self.encoder.parameters(), self.item_bias],
