@@ -5,6 +5,7 @@ from llm_expert.environment import (
     EnvironmentConfig,
     LLMEnvironment,
     SmallModelConfig,
+    choice_exercises,
     practice_sentences,
     precompute,
     small_language_model,
@@ -17,9 +18,12 @@ data = load_sequences("synthetic", n_users=100, n_items=24)
 examples = data.examples("train")
 
 # a language model of the catalogue's own text; load_language_model("...") takes any other
-sizes = SmallModelConfig(vocabulary=420, hidden=32, layers=2, intermediate=64, epochs=2)
+# the default sizes and 3,000 steps of exercises take a quarter of an hour, and learn to choose
+sizes = SmallModelConfig(
+    vocabulary=420, hidden=32, layers=2, intermediate=64, epochs=2, exercise_steps=20
+)
 texts = [*data.texts, *practice_sentences(data, data.n_items)]
-language_model = small_language_model(texts, config=sizes, progress=False)
+language_model = small_language_model(texts, choice_exercises(data), config=sizes, progress=False)
 
 # tuned on a part of the users, it becomes the environment
 config = EnvironmentConfig(share=0.2, epochs=2, iterations=20)
@@ -31,7 +35,7 @@ normal.learn(150)
 feedback = precompute(
     environment,
     examples,
-    negatives=sample_negatives(examples, 1, seed=0),
+    negatives=sample_negatives(examples, 5, seed=0),
     candidates=top_items(normal, examples),
     progress=False,
 )

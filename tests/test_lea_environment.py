@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from llm_expert.environment import (
     load_language_model,
     small_language_model,
 )
+from llm_expert.environment.environment import popularity_figures
 from llm_expert.errors import LLMError
 from recsim_env.errors import ArtefactError, DataError
+from recsim_env.sequences import Examples
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -79,10 +82,13 @@ def test_it_learns_the_habit() -> None:
 def test_a_stopped_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = EnvironmentConfig(share=0.5, epochs=3, lora_rank=4, lora_dropout=0.2, length=4)
 
+    published = language_model().save(tmp_path / "lm")
+
     def tune(folder: Path | None) -> LLMEnvironment:
-        return LLMEnvironment.fit(
-            language_model(), catalogue(), config, 3, False, tokens=tokens(), folder=folder
-        )
+        lm = load_language_model(published, device="cpu")  # as another process would
+        made = LLMEnvironment.fit(lm, catalogue(), config, 3, False, tokens=tokens(), folder=folder)
+        assert lm.takes_trees  # tried without dropout
+        return made
 
     whole = tune(None)
     one_epoch, made = LLMEnvironment._epoch, []
@@ -141,6 +147,7 @@ def test_answers_are_those_of_whole_texts() -> None:
             output = lm.model(inputs_embeds=th.stack(rows)[None], output_hidden_states=True)
         return output.hidden_states[-1][0, -1], output.logits[0, -1]
 
+    assert answers.logits is not None
     assert answers.choices is not None
     for row, history in enumerate(HISTORIES):
         prefix = writer.user([item for item in history if item != PAD])
@@ -150,7 +157,44 @@ def test_answers_are_those_of_whole_texts() -> None:
             expected = float(state @ tuned._head) - tuned._offset
             assert answers.rewards[row, place] == pytest.approx(expected, abs=1e-4)
         _, logits = last(prefix + writer.choice(CANDIDATES[row]))
-        assert answers.choices[row] == int(logits[list(writer.position_tokens)].argmax())
+        places = logits[list(writer.position_tokens)].numpy() - tuned._choice_offset
+        np.testing.assert_allclose(answers.logits[row], places, atol=1e-4)
+        assert answers.choices[row] == int(places.argmax())
+
+
+def test_no_place_is_favoured() -> None:
+    """Over lists in which every item stands at every place, each place has about the same logit."""
+    histories = np.repeat(HISTORIES, 5, axis=0)
+    lists = np.stack([np.roll(row, turn) for row in CANDIDATES for turn in range(5)])
+
+    def favours(environment: LLMEnvironment) -> float:
+        logits = environment.ask(histories, candidates=lists).logits
+        assert logits is not None
+        return float(np.ptp(logits.mean(axis=0)))
+
+    calibrated, biased = fitted(share=1.0), fitted(share=1.0, calibrate_choice=False)
+    assert favours(calibrated) < 0.3 * favours(biased)
+    assert not biased._choice_offset.any()
+    assert sum(calibrated.report["choices_by_place"]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_what_popularity_gets_right_by_hand() -> None:
+    examples = catalogue().examples("train", 4)
+
+    def choosing(*items: int) -> Examples:
+        some, targets = examples.take(np.arange(len(items))), np.array(items)
+        following = np.column_stack([some.histories[:, 1:], targets])
+        return replace(some, targets=targets, next_histories=following)
+
+    every_but_5 = choosing(*range(5), *range(6, 12), 0)  # item 0 twice, item 5 never
+    for target, right in ((0, 1.0), (5, 0.0)):
+        rng = np.random.default_rng(0)
+        found = popularity_figures(choosing(target, target, target), every_but_5, rng)
+        assert set(found.values()) == {right}
+    # all items as often: a pair is a draw, and so is the choice of one in five
+    found = popularity_figures(choosing(3, 4), choosing(*range(12)), np.random.default_rng(0))
+    assert found["pairs_right_by_popularity"] == 0.5
+    assert found["choices_right_by_popularity"] == pytest.approx(0.2)
 
 
 def test_models_without_trees_give_the_same() -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
-from lea_toy import KINDS, SMALL, catalogue, language_model, lines
+from lea_toy import COLOURS, KINDS, SMALL, catalogue, language_model, lines
 
 from llm_expert.environment import (
     POSITIONS,
@@ -15,6 +17,7 @@ from llm_expert.environment import (
     Prompts,
     PromptWriter,
     SmallModelConfig,
+    choice_exercises,
     choice_loss,
     load_language_model,
     practice_sentences,
@@ -23,6 +26,7 @@ from llm_expert.environment import (
     state_loss,
 )
 from llm_expert.environment.adapters import Adapter
+from llm_expert.environment.practice import telling_words
 from llm_expert.environment.trees import plant, tree_mask
 from llm_expert.errors import ModelSpecError
 from recsim_env.errors import ArtefactError, DataError
@@ -130,12 +134,47 @@ def test_practice_sentences_are_prompts_and_hints() -> None:
     sentences = practice_sentences(data, 80, seed=1)
     assert sentences == practice_sentences(data, 80, seed=1)
     assert sentences != practice_sentences(data, 80, seed=2)
-    assert {sentence.split()[-1].rstrip(".") for sentence in sentences[::4]} == set(POSITIONS)
-    assert all(sentence.endswith("?") for sentence in sentences[2::4])
-    for sentence in sentences[1::2]:
+    assert all(sentence.endswith("?") for sentence in sentences[::3])
+    for sentence in [*sentences[1::3], *sentences[2::3]]:
         hints, _, text = sentence.partition(" product is titled ")
         assert f"product is titled {text}" in data.texts
         assert set(hints.split()) <= set(text.split(",")[0].split())
+
+
+def test_telling_words_by_hand() -> None:
+    texts = ["film is red, red and long", "film is blue.", "film is", "film is (long)"]
+    assert telling_words(texts) == [["red", "and"], ["blue"], ["is"], ["long"]]
+
+
+def test_exercises_have_an_answer_that_is_like_the_history() -> None:
+    data = catalogue()
+    wanted = {frozenset(words) for words in telling_words(data.texts)}
+    exercises = list(islice(choice_exercises(data, seed=1), 200))
+    assert exercises == list(islice(choice_exercises(data, seed=1), 200))
+    assert {place for _, place in exercises} == set(range(len(POSITIONS)))
+    for number, (prompt, place) in enumerate(exercises):
+        history = prompt.split("first:")[1].split(".")[0].replace(";", " ").split()
+        listed = prompt.split("products: ")[1].split(".")[0].split("; ")
+        assert [words.split()[0] for words in listed] == list(POSITIONS)
+        answer = listed[place].split()[1:]
+        assert any(set(answer) <= words and words & set(history) for words in wanted)
+        if number % 2 == 0:
+            assert set(answer) & set(history)
+
+
+def test_the_small_model_learns_what_it_is_asked() -> None:
+    """Exercises of another kind, which few steps are enough for: each colour has a place."""
+    asked = [
+        (f"One product is {colour}, so it is the", COLOURS.index(colour)) for colour in COLOURS
+    ]
+    config = replace(SMALL, epochs=1, exercise_steps=60, exercise_batch=8, exercise_rate=5e-3)
+    lm = small_language_model(lines(), cycle(asked), config=config, progress=False)
+    words = [lm.continuation(f" {word}")[0] for word in POSITIONS]
+    for prompt, place in asked:
+        codes = th.tensor([lm.start + lm.token_ids(prompt)])
+        with th.inference_mode():
+            logits = lm.logits(lm.hidden(lm.embed(codes))[0, -1])
+        assert int(logits.argmax()) == words[place]
 
 
 def test_a_tree_by_hand() -> None:

@@ -48,6 +48,26 @@ def computed(tuned: LLMEnvironment | None = None, **settings: Any) -> Environmen
     return precompute(tuned or environment(), examples(), **{**wanted, **settings})
 
 
+def test_candidates_are_shown_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best item of a recommender comes first in its list, but not in the prompt."""
+    shown = []
+
+    def first(_: LLMEnvironment, __: Any, candidates: Any) -> Any:
+        shown.append(candidates)
+        return candidates[:, 0]
+
+    monkeypatch.setattr(LLMEnvironment, "choose", first)
+    found = computed()
+    every = np.concatenate(shown)
+    np.testing.assert_array_equal(np.sort(every), np.sort(lists()))
+    best = lists()[:, 0]
+    places = np.bincount((every == best[:, None]).argmax(axis=1), minlength=5)
+    assert places.min() > 0.1 * len(every)
+    assert found.augmented is not None
+    np.testing.assert_array_equal(found.augmented, every[:, 0])
+    assert not np.array_equal(computed(seed=1).augmented, found.augmented)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the language model is asked for: "plain" or "choice", one entry for each call."""
@@ -73,7 +93,8 @@ def test_it_is_what_the_environment_says(tmp_path: Path) -> None:
     sampled = tuned.rewards(rows.histories, found.negatives)
     np.testing.assert_allclose(found.negative_rewards, sampled, atol=1e-4)
     assert found.augmented is not None
-    assert np.mean(found.augmented == tuned.choose(rows.histories, lists())) > 0.99  # near ties
+    shown = np.random.default_rng(0).permuted(lists(), axis=1)
+    assert np.mean(found.augmented == tuned.choose(rows.histories, shown)) > 0.99  # near ties
     extra = tuned.rewards(rows.histories, found.augmented)
     np.testing.assert_allclose(found.augmented_rewards, extra, atol=1e-4)
 

@@ -9,8 +9,9 @@ from llm_expert.environment.language_model import (
     small_language_model,
 )
 from llm_expert.environment.losses import choice_loss, reward_loss, state_loss
+from llm_expert.environment.practice import choice_exercises, practice_sentences
 from llm_expert.environment.precompute import precompute
-from llm_expert.environment.prompts import POSITIONS, Prompts, PromptWriter, practice_sentences
+from llm_expert.environment.prompts import POSITIONS, Prompts, PromptWriter
 
 __all__ = [
     "POSITIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "PromptWriter",
     "Prompts",
     "SmallModelConfig",
+    "choice_exercises",
     "choice_loss",
     "item_tokens",
     "load_language_model",

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from llm_expert.environment.trees import plant, tree_mask
 from llm_expert.errors import ModelSpecError
 from recsim_env.artefacts import key, write_folder
 from recsim_env.errors import DataError
+from recsim_env.sequences import IntArray
 
 __all__ = [
     "LanguageModel",
@@ -288,6 +290,10 @@ class SmallModelConfig:
         learning_rate: Highest step size of AdamW; it rises over the first 5 % of the steps and
             falls to a tenth along half a cosine.
         weight_decay: Of AdamW.
+        exercise_steps: Steps in which it learns to choose from exercises, where it is given some.
+            In the first thousand next to nothing is learned.
+        exercise_batch: Exercises in a step; some of the texts are gone through with them.
+        exercise_rate: Highest step size there, which rises and falls likewise.
     """
 
     vocabulary: int = 3000
@@ -302,14 +308,21 @@ class SmallModelConfig:
     epochs: int = 4
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
+    exercise_steps: int = 3_000
+    exercise_batch: int = 64
+    exercise_rate: float = 2e-3
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for name in ("layers", "intermediate", "block", "batch_size", "epochs"):
+        for name in ("layers", "intermediate", "block", "batch_size", "epochs", "exercise_batch"):
             if getattr(self, name) < 1:
                 raise DataError(
                     f"SmallModelConfig.{name} is {getattr(self, name)}, expected at least 1."
                 )
+        if self.exercise_steps < 0:
+            raise DataError(
+                f"SmallModelConfig.exercise_steps is {self.exercise_steps}, expected 0 or more."
+            )
         if self.vocabulary < 400:
             raise DataError(
                 f"SmallModelConfig.vocabulary is {self.vocabulary}, expected at least 400, since "
@@ -325,6 +338,7 @@ class SmallModelConfig:
 
 def small_language_model(
     texts: Sequence[str],
+    exercises: Iterator[tuple[str, int]] | None = None,
     *,
     seed: int = 0,
     config: SmallModelConfig | None = None,
@@ -338,6 +352,8 @@ def small_language_model(
     Args:
         texts: Of a catalogue, and sentences such as `practice_sentences` gives, lest the words of
             the prompts be unknown.
+        exercises: Prompts and which position word is to follow, from `choice_exercises`; None: it
+            does not learn to choose.
         seed: Of the initial weights and the order of the texts.
         config: Sizes; None takes the default.
         progress: Shows a progress bar.
@@ -377,7 +393,11 @@ def small_language_model(
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)
         model: Any = MistralForCausalLM(settings)
-    _pretrain(model, tokenizer, texts, config, np.random.default_rng(seed), progress)
+    rng = np.random.default_rng(seed)
+    stream = _stream(tokenizer, texts, rng)
+    _pretrain(model, stream, config, progress)
+    if exercises is not None and config.exercise_steps:
+        _exercise(model, tokenizer, stream, exercises, config, progress)
     return LanguageModel(model, tokenizer, "small")
 
 
@@ -403,47 +423,118 @@ def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     return made(tokenizer_object=backend, pad_token=_PADDING, bos_token=_START, eos_token=_END)
 
 
-def _pretrain(
+class _Stream:
+    """Texts packed into rows of one length, in a new order for each pass.
+
+    Args:
+        rows: Tokens of each text.
+        rng: Of the order.
+    """
+
+    def __init__(self, rows: Sequence[IntArray], rng: np.random.Generator) -> None:
+        self.rows, self._rng = rows, rng
+
+    def n_blocks(self, width: int) -> int:
+        """Returns how many rows of a width a pass has."""
+        return max(1, sum(map(len, self.rows)) // width)
+
+    def passed(self, width: int) -> th.Tensor:
+        """Returns (n_blocks, width) tokens, a pass over the texts."""
+        order = self._rng.permutation(len(self.rows))
+        stream = np.concatenate([self.rows[number] for number in order])
+        count = self.n_blocks(width)
+        return th.from_numpy(np.resize(stream, count * width).reshape(count, width))
+
+    def batches(self, width: int, size: int) -> Iterator[th.Tensor]:
+        """Yields (size or less, width) tokens without end."""
+        while True:
+            yield from self.passed(width).split(size)
+
+
+def _stream(tokenizer: Any, texts: Sequence[str], rng: np.random.Generator) -> _Stream:
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return _Stream([np.array([begin, *ids, end], np.int64) for ids in encoded["input_ids"]], rng)
+
+
+def _next_token_loss(model: Any, tokens_BT: th.Tensor) -> th.Tensor:
+    logits = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+    return th.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
+
+
+def _pretrain(model: Any, stream: _Stream, config: SmallModelConfig, progress: bool) -> None:
+    """Trains the model to continue the texts."""
+    width = config.block + 1
+    n_steps = -(-stream.n_blocks(width) // config.batch_size) * config.epochs
+    batches = stream.batches(width, config.batch_size)
+    losses = (_next_token_loss(model, next(batches)) for _ in range(n_steps))
+    _descend(model, losses, n_steps, config.learning_rate, config, "small language model", progress)
+
+
+def _exercise(
     model: Any,
     tokenizer: Any,
-    texts: Sequence[str],
+    stream: _Stream,
+    exercises: Iterator[tuple[str, int]],
     config: SmallModelConfig,
-    rng: np.random.Generator,
     progress: bool,
 ) -> None:
-    """Trains the model to continue the texts, which are packed into rows of one length."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-    rows = [
-        np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id], np.int64)
-        for ids in encoded["input_ids"]
-    ]
-    width = config.block + 1
-    n_blocks = max(1, sum(map(len, rows)) // width)
-    steps_each = -(-n_blocks // config.batch_size)
-    n_steps = steps_each * config.epochs
+    """Trains the model to answer, and to continue some of the texts, lest it forget them."""
+
+    def encoded(texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
+        return found
+
+    words = th.tensor([ids[0] for ids in encoded([f" {word}" for word in POSITIONS])])
+    texts = stream.batches(config.block + 1, max(1, config.batch_size // 8))
+
+    def loss() -> th.Tensor:
+        prompts, places = zip(*islice(exercises, config.exercise_batch), strict=True)
+        rows = [[tokenizer.bos_token_id, *ids] for ids in encoded(prompts)]
+        last = th.tensor([len(row) - 1 for row in rows])
+        padded = np.full((len(rows), int(last.max()) + 1), tokenizer.pad_token_id, np.int64)
+        for number, row in enumerate(rows):
+            padded[number, : len(row)] = row
+        states = model.base_model(input_ids=th.from_numpy(padded), use_cache=False)
+        answers = states.last_hidden_state[th.arange(len(rows)), last]
+        logits = model.get_output_embeddings()(answers)
+        right = words[th.tensor(places)]
+        answered = th.nn.functional.cross_entropy(logits, right)
+        return answered + _next_token_loss(model, next(texts))
+
+    steps = config.exercise_steps
+    losses = (loss() for _ in range(steps))
+    _descend(model, losses, steps, config.exercise_rate, config, "exercises", progress)
+
+
+def _descend(
+    model: Any,
+    losses: Iterator[th.Tensor],
+    n_steps: int,
+    learning_rate: float,
+    config: SmallModelConfig,
+    what: str,
+    progress: bool,
+) -> None:
+    """Makes a step for each loss, as it is computed."""
     optimiser = th.optim.AdamW(
         model.parameters(),
-        lr=config.learning_rate,
+        lr=learning_rate,
         weight_decay=config.weight_decay,
         betas=(0.9, 0.98),
     )
     schedule = th.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps))
     model.train()
-    with tqdm(total=n_steps, desc="small language model", unit="step", disable=not progress) as bar:
-        for _ in range(config.epochs):
-            stream = np.concatenate([rows[number] for number in rng.permutation(len(rows))])
-            stream = np.resize(stream, n_blocks * width)
-            blocks = th.from_numpy(stream.reshape(n_blocks, width))
-            for batch in blocks.split(config.batch_size):
-                logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-                loss = th.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                th.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimiser.step()
-                schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+    with tqdm(losses, total=n_steps, desc=what, unit="step", disable=not progress) as bar:
+        for loss in bar:
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            th.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
 
 
 def _rate(step: int, n_steps: int) -> float:

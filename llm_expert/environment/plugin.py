@@ -26,6 +26,8 @@ __all__ = ["LanguageModelSource", "source"]
 logger = logging.getLogger(__name__)
 
 SMALL = "small"
+_FORMAT = 2
+"""Counted up when the feedback of equal options becomes another one."""
 T = TypeVar("T")
 
 
@@ -87,9 +89,10 @@ class LanguageModelSource:
         group.add_argument(
             "--negatives",
             type=cl.positive,
-            default=1,
+            default=5,
             metavar="N",
-            help="items nobody took that get a reward, for each example (default: 1)",
+            help="items nobody took that get a reward, for each example, of which every pass over "
+            "the examples draws one (default: 5)",
         )
         group.add_argument(
             "--llm-seed", type=cl.seed, default=0, metavar="S", help="of all of it (default: 0)"
@@ -125,8 +128,12 @@ class LanguageModelSource:
         Raises:
             DataError: An option cannot be used.
         """
+        from llm_expert.environment.practice import PRACTICE
+
         small = _small_config(arguments)
         return {
+            "format": _FORMAT,
+            "practice": None if small is None else PRACTICE,
             "llm": arguments.llm,
             "dtype": arguments.llm_dtype,
             "seed": arguments.llm_seed,
@@ -173,6 +180,7 @@ class LanguageModelSource:
             candidates=candidates,
             folder=folder / "pieces",
             chunk=arguments.chunk,
+            seed=seed,
             progress=progress,
         )
 
@@ -203,19 +211,29 @@ class _Stages:
             load_language_model,
             small_language_model,
         )
-        from llm_expert.environment.prompts import practice_sentences
+        from llm_expert.environment.practice import (
+            PRACTICE,
+            choice_exercises,
+            practice_sentences,
+        )
 
         device, dtype = arguments.llm_device, arguments.llm_dtype
         config = _small_config(arguments)
         if config is None:
             return load_language_model(arguments.llm, device=device, dtype=dtype)
-        key = artefacts.key(data=self.data.fingerprint, config=asdict(config), seed=self.seed)
+        key = artefacts.key(
+            data=self.data.fingerprint, config=asdict(config), seed=self.seed, practice=PRACTICE
+        )
         folder = self.folder / f"language_model-{key[:16]}"
         if not artefacts.check_folder(folder):
             practice = practice_sentences(self.data, self.data.n_items, self.seed)
             texts = [*self.data.texts, *practice]
             made = small_language_model(
-                texts, seed=self.seed, config=config, progress=self.progress
+                texts,
+                choice_exercises(self.data, self.seed),
+                seed=self.seed,
+                config=config,
+                progress=self.progress,
             )
             made.save(folder)
         # read back also where it was just made: what comes after must not depend on which it was
@@ -230,6 +248,7 @@ class _Stages:
             data=self.data.fingerprint,
             iterations=config.iterations,
             learning_rate=config.token_learning_rate,
+            max_tokens=config.text_tokens,
             seed=self.seed,
         )
         path = self.folder / f"item_tokens-{key[:16]}.safetensors"
@@ -240,6 +259,7 @@ class _Stages:
                 self.data,
                 iterations=config.iterations,
                 learning_rate=config.token_learning_rate,
+                max_tokens=config.text_tokens,
                 seed=self.seed,
                 folder=self.folder / "pieces",
                 progress=self.progress,
@@ -256,6 +276,7 @@ class _Stages:
         from llm_expert.environment.environment import LLMEnvironment
 
         key = artefacts.key(
+            format=_FORMAT,
             lm=lm.fingerprint,
             data=self.data.fingerprint,
             config=asdict(config),

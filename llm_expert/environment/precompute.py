@@ -31,6 +31,7 @@ def precompute(
     candidates: IntArray | None = None,
     folder: str | Path | None = None,
     chunk: int = 512,
+    seed: int = 0,
     progress: bool = True,
 ) -> EnvironmentFeedback:
     """Computes states, rewards and augmented actions for examples.
@@ -44,10 +45,12 @@ def precompute(
         environment: The tuned language model.
         examples: m rows.
         negatives: (m, k) sampled items, from `sample_negatives`.
-        candidates: (m, 5) items for the language model to choose from; None: no augmentation.
+        candidates: (m, 5) items for the language model to choose from, which are shown to it in
+            an order drawn for each row; None: no augmentation.
         folder: Keeps finished pieces, so that the same call goes on where it was stopped, and
             computes nothing that is there; None keeps nothing.
         chunk: Rows of a piece.
+        seed: Of the orders.
         progress: Shows a progress bar.
 
     Raises:
@@ -89,7 +92,8 @@ def precompute(
         )
         more: _Arrays = {}
         if candidates is not None:
-            lists = candidates
+            # the recommender's order would tell, and language models favour places
+            lists = np.random.default_rng(seed).permuted(candidates, axis=1)
             augmented = ChunkFolder(
                 folder, "augmented", key(**common, chunk=chunk, candidates=lists)
             )

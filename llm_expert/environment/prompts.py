@@ -10,19 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from recsim_env.errors import DataError
 
 if TYPE_CHECKING:
     from llm_expert.environment.language_model import LanguageModel
-    from recsim_env.sequences import SequenceData
 
-__all__ = ["POSITIONS", "PromptWriter", "Prompts", "practice_sentences"]
+__all__ = ["POSITIONS", "SEPARATOR", "PromptWriter", "Prompts"]
 
 POSITIONS = ("first", "second", "third", "fourth", "fifth")
 """What the language model answers when it is asked for one of five."""
-_SEPARATOR = ";"
+SEPARATOR = ";"
 """Between titles. Vectors of items stand beside each other: each is one token."""
 
 
@@ -109,7 +106,7 @@ class PromptWriter:
         self._between: list[int] = []
         if not item_tokens:
             self._items = [lm.continuation(f" {title}", title_tokens) for title in titles]
-            self._between = lm.continuation(_SEPARATOR)
+            self._between = lm.continuation(SEPARATOR)
         self._labels = [lm.continuation(f" {word}") for word in POSITIONS]
         self.position_tokens = _position_tokens(lm, parts["choice"][1])
 
@@ -141,53 +138,6 @@ class PromptWriter:
                 codes += labels[place]
             codes += self._items[item]
         return codes + after
-
-
-def practice_sentences(
-    data: SequenceData, n_sentences: int, seed: int = 0, prompts: Prompts | None = None
-) -> list[str]:
-    """Returns what a model that is trained from scratch on a catalogue's text has to know besides.
-
-    Half are an item's text after one to three words of its title, so that what stands before a text
-    tells the model what it is about, as an item token has to. The others are prompts, which teach
-    their words and that a position word follows a choice prompt. Who chose what is not in them:
-    items and answers are drawn alike.
-
-    Args:
-        data: Items and their texts; sequences are not looked at.
-        n_sentences: How many.
-        seed: Of the draws.
-        prompts: The templates; None takes the default.
-    """
-    prompts = prompts or Prompts()
-    rng = np.random.default_rng(seed)
-    user, reward, choice = (prompts.parts(name, data.noun) for name in ("user", "reward", "choice"))
-
-    def listed(labels: Sequence[str]) -> str:
-        chosen = rng.integers(data.n_items, size=len(labels))
-        return _SEPARATOR.join(
-            f"{label} {data.titles[item]}" for label, item in zip(labels, chosen, strict=True)
-        )
-
-    def described() -> str:
-        item = int(rng.integers(data.n_items))
-        words = data.titles[item].split() or [data.noun]
-        hints = rng.choice(words, size=min(len(words), int(rng.integers(1, 4))), replace=False)
-        return f"{' '.join(hints)} {data.texts[item]}"
-
-    sentences = []
-    for number in range(n_sentences):
-        if number % 2:
-            sentences.append(described())
-            continue
-        text = listed([""] * int(rng.integers(1, 4))).join(user)
-        if number % 4:
-            text += listed([""]).join(reward)
-        else:
-            labelled = listed([f" {word}" for word in POSITIONS])
-            text += f"{labelled.join(choice)} {POSITIONS[int(rng.integers(len(POSITIONS)))]}."
-        sentences.append(text)
-    return sentences
 
 
 def _position_tokens(lm: LanguageModel, end: str) -> tuple[int, ...]:
