@@ -1,49 +1,91 @@
-"""Puts the report of a run of `ilrec benchmark` into benchmarks/results.
+"""Puts the report of a run of `ilrec benchmark` or `ilrec lea benchmark` into benchmarks/results.
 
     python benchmarks/publish.py benchmarks/grids/steam.toml --data DIR
+    python benchmarks/publish.py benchmarks/lea/table2.toml --data DIR
 
 The report is written anew with the command that makes the rows that are there, and goes along with
-tables.csv and the plots; the cells stay where they are.
+its table in CSV and the plots; the cells stay where they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ilrec_sb3.benchmark import Grid, load_grid, run_benchmark
 from ilrec_sb3.cells import read_cells
+from ilrec_sb3.lea.benchmark import begun_tasks, run_recommender_benchmark
+from ilrec_sb3.lea.grid import load_recommender_grid
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def command_for(file: Path, grid: Grid, made: set[str]) -> list[str]:
     """Returns what makes the rows of these labels."""
-    labels = list(dict.fromkeys(row.name for row in grid.rows))
-    only = [] if made >= set(labels) else ["--only", *(x for x in labels if x in made)]
     command = f"ilrec benchmark benchmarks/grids/{file.name} --data DIR --jobs 2"
-    return [*command.split(), *only]
+    return [*command.split(), *chosen("--only", [row.name for row in grid.rows], made)]
+
+
+def chosen(option: str, known: Sequence[str], made: Collection[str]) -> list[str]:
+    """Returns the option that picks what was made; nothing where that is all there is."""
+    names = list(dict.fromkeys(known))
+    return [] if set(made) >= set(names) else [option, *(name for name in names if name in made)]
+
+
+def publish(file: Path, run: Path | None, data: str | None) -> Path:
+    """Puts a report of `ilrec benchmark` into benchmarks/results/NAME, NAME being the grid file's.
+
+    Args:
+        file: Of the grid.
+        run: Folder of the run; None: as `ilrec` has it.
+        data: Folder with the raw data.
+    """
+    grid = load_grid(file)
+    run = run or Path(f"runs/benchmark-{grid.name}")
+    command = command_for(file, grid, {cell.label for cell in read_cells(run)})
+    run_benchmark(grid, run, data=data, report_only=True, command=command)
+    return copy(run, "tables.csv", RESULTS / file.stem)
+
+
+def publish_lea(file: Path, run: Path | None, data: str | None) -> Path:
+    """Puts a report of `ilrec lea benchmark` into benchmarks/results/lea/NAME.
+
+    Args:
+        file: Of the grid.
+        run: As in `publish`.
+        data: Likewise.
+    """
+    grid = load_recommender_grid(file)
+    made = begun_tasks(grid, run, data=data)
+    command = f"ilrec lea benchmark benchmarks/lea/{file.name} --data DIR --jobs 2".split()
+    command += chosen("--only", [row.name for row in grid.rows], {task.label for task in made})
+    command += chosen("--datasets", list(grid.datasets), {task.dataset for task in made})
+    report, _ = run_recommender_benchmark(grid, run, data=data, report_only=True, command=command)
+    assert report is not None
+    return copy(report.parent, "results.csv", RESULTS / "lea" / file.stem)
+
+
+def copy(source: Path, table: str, target: Path) -> Path:
+    """Copies report, table and plots; plots of before go."""
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("*.png"):
+        old.unlink()
+    for file in (source / "report.md", source / table, *source.glob("*.png")):
+        shutil.copyfile(file, target / file.name)
+    return target
 
 
 def main() -> None:
-    """Writes benchmarks/results/NAME, NAME being the grid file's."""
+    """Publishes one report; grids in a folder "lea" are those of `ilrec lea benchmark`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("grid", type=Path, help="file of the grid")
     parser.add_argument("--run", type=Path, help="folder of the run (default: as `ilrec` has it)")
     parser.add_argument("--data", help="folder with the raw data")
     arguments = parser.parse_args()
-    grid = load_grid(arguments.grid)
-    run = arguments.run or Path(f"runs/benchmark-{grid.name}")
-    command = command_for(arguments.grid, grid, {cell.label for cell in read_cells(run)})
-    run_benchmark(grid, run, data=arguments.data, report_only=True, command=command)
-    target = RESULTS / arguments.grid.stem
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*.png"):
-        old.unlink()
-    for file in (run / "report.md", run / "tables.csv", *run.glob("*.png")):
-        shutil.copyfile(file, target / file.name)
-    print(target)
+    lea = arguments.grid.resolve().parent.name == "lea"
+    print((publish_lea if lea else publish)(arguments.grid, arguments.run, arguments.data))
 
 
 if __name__ == "__main__":

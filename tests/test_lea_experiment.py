@@ -6,7 +6,9 @@ import argparse
 import csv
 import importlib.metadata
 import json
+import runpy
 from collections.abc import Mapping
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 
+from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interval
 from ilrec_sb3.lea import LEA
 from ilrec_sb3.lea.benchmark import run_recommender_benchmark
 from ilrec_sb3.lea.cells import Finished, Maker
@@ -27,10 +31,13 @@ from ilrec_sb3.lea.training import (
     Trained,
     floor_ranks,
     load_data,
+    make_recommender,
     metric_names,
+    train_recommender,
 )
 from llm_expert.environment import plugin
 from llm_expert.environment.environment import LLMEnvironment
+from recsim_env import artefacts
 from recsim_env.environment_feedback import EnvironmentFeedback, sample_negatives
 from recsim_env.errors import DataError, MissingDataError
 from recsim_env.sequences import Examples, IntArray, SequenceData
@@ -229,7 +236,14 @@ def test_a_tiny_language_model_as_source(
         "epochs": 1,
         "chunk": 40,
         "negatives": 2,
-        "small": ["vocabulary=420", "hidden=16", "heads=2", "layers=1", "epochs=1"],
+        "small": [
+            "vocabulary=420",
+            "hidden=16",
+            "heads=2",
+            "layers=1",
+            "epochs=1",
+            "exercise_steps=1",
+        ],
         "tune": ["iterations=2", "lora_rank=2"],
     }
     first = prepared(data, plugin.source, tmp_path, **options)
@@ -298,6 +312,18 @@ def test_grids_of_the_project(path: Path) -> None:
     assert set(compared.values()) - {None} <= set(compared)
 
 
+def test_grids_of_the_tables_mean_the_same_by_the_same_label() -> None:
+    grids = [load_recommender_grid(path) for path in GRIDS if path.stem != "smoke"]
+    assert {grid.run_name for grid in grids} == {"tables"}
+    assert len({grid.name for grid in grids}) == len(grids) == 5
+    seen: dict[str, RecommenderTask] = {}
+    for task in [task for grid in grids for task in grid.tasks()]:
+        assert seen.setdefault(task.name, task) == task
+    # and by another label something else
+    contents = [artefacts.key(task=replace(task, label="")) for task in seen.values()]
+    assert len(set(contents)) == len(contents)
+
+
 def test_two_networks_get_twice_the_steps() -> None:
     tasks = {task.label: task for task in grid_of(seeds=[0]).tasks()}
     plain, doubled = tasks["Normal"], tasks["SNQN"]
@@ -307,6 +333,19 @@ def test_two_networks_get_twice_the_steps() -> None:
     assert doubled.feedback == {}
     candidates = tasks["SNQN-LEASR"].candidates
     assert candidates == Candidates("GRU4Rec", 4, 0, {"evaluate_every": 2, **TINY})
+
+
+def test_a_dataset_may_have_steps_of_its_own() -> None:
+    own = {"dataset": "synthetic", "options": OPTIONS, "steps": 6, "evaluate_every": 3}
+    both = {"made": {"dataset": "synthetic", "options": OPTIONS}, "own": own}
+    tasks = {(t.dataset, t.label): t for t in grid_of(seeds=[0], datasets=both).tasks()}
+    found = {n: (task.steps, task.settings["evaluate_every"]) for n, task in tasks.items()}
+    assert found["made", "Normal"] == (4, 2)
+    assert found["made", "SNQN"] == (8, 4)
+    assert found["own", "Normal"] == (6, 3)
+    assert found["own", "SNQN-LEASR"] == (12, 6)
+    candidates = tasks["own", "SNQN-LEASR"].candidates
+    assert candidates == Candidates("GRU4Rec", 6, 0, {"evaluate_every": 3, **TINY})
 
 
 def test_settings_go_from_the_grid_to_the_row() -> None:
@@ -348,6 +387,15 @@ def test_settings_go_from_the_grid_to_the_row() -> None:
         ({"rows": [{"variant": "SA2C", "feedback": {"share": 1}}]}, "needs nothing"),
         ({"rows": [{"label": "x"}]}, "row came without 'variant'"),
         ({"steps": 0}, "steps of 1 or more"),
+        ({"datasets": {"a": {"dataset": "synthetic", "steps": 0}}}, "steps=0 came"),
+        ({"datasets": {"a": {"dataset": "synthetic", "evaluate_every": 0}}}, "every=0 came"),
+        ({"datasets": {"a": {"dataset": "synthetic", "evaluate_every": "1"}}}, "a whole number"),
+        (
+            {"datasets": {"a": {"dataset": "synthetic", "settings": {"evaluate_every": 3}}}},
+            "it belongs beside them",
+        ),
+        ({"run": "a/b"}, "a folder is named after it"),
+        ({"run": "other", "name": "cells"}, "give the grid another name"),
         ({"seed": [1]}, "no setting 'seed'; did you mean 'seeds'"),
         ({"name": "a/b"}, "a folder is named after it"),
         ({"datasets": [1]}, "of another form"),
@@ -369,14 +417,21 @@ def test_wrong_files(tmp_path: Path) -> None:
 # -- running ---------------------------------------------------------------------------------------
 
 
+def cell_of(run: Path, name: str) -> Path:
+    """The folder of the one cell of a name."""
+    (found,) = run.glob(f"cells/made/GRU4Rec/{name}-*")
+    return found
+
+
 def test_cells_are_made_once_and_reported(tmp_path: Path, source: FakeSource) -> None:
     said: list[str] = []
     grid = grid_of()
     report, failed = run_recommender_benchmark(grid, tmp_path, say=said.append, command=["ilrec"])
     assert (report, failed) == (tmp_path / "report.md", 0)
     assert source.asked == 1
-    cell = tmp_path / "cells" / "made" / "GRU4Rec" / "SNQN-LEASR-seed1"
+    cell = cell_of(tmp_path, "SNQN-LEASR-seed1")
     kept = json.loads((cell / "metrics.json").read_text())
+    assert kept["diverged"] is None
     assert kept["steps"] == 8
     assert kept["test"].keys() == kept["valid"].keys() == set(metric_names())
     with (cell / "curve.csv").open() as stream:
@@ -408,6 +463,64 @@ def test_cells_are_made_once_and_reported(tmp_path: Path, source: FakeSource) ->
     assert said[0] == "2 cells to make, 2 are finished."
     assert said[-1] == "2 cells of the grid are not there; the rest is reported."
     assert source.asked == 1
+    # and back: those of before are still there
+    said.clear()
+    run_recommender_benchmark(grid, tmp_path, say=said.append)
+    assert said[0] == "0 cells to make, 6 are finished."
+    text = (tmp_path / "report.md").read_text()
+    assert "6 trainings" in text
+
+
+def test_grids_of_one_run_share_what_is_alike(
+    tmp_path: Path, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    first = grid_of(run="both", seeds=[0])
+    rows = [
+        {"variant": "SNQN-LEASR"},
+        {"variant": "SNQN", "settings": {"gamma": 0.1}},  # the same label, other settings
+        {"variant": "SNQN-LES", "feedback": {"share": 0.5}},
+    ]
+    second = grid_of(run="both", name="second", seeds=[0], variants=[], rows=rows)
+    run = Path("runs/lea-both")
+    for grid, line, asked in (
+        (first, "3 cells to make, 0 are finished.", 1),
+        (second, "2 cells to make, 1 are finished.", 2),
+        (first, "0 cells to make, 3 are finished.", 2),
+        (second, "0 cells to make, 3 are finished.", 2),
+    ):
+        said.clear()
+        report, _ = run_recommender_benchmark(grid, say=said.append)
+        assert report == run / grid.name / "report.md"
+        assert said[0] == line
+        assert source.asked == asked
+    for name, shown in (("tiny", "Normal"), ("second", "SNQN-LES")):
+        made = {path.name for path in (run / name).iterdir()}
+        assert made >= {"results.csv", "grid.json", "command.txt", "versions.json"}
+        assert "made_curves.png" in made
+        assert f"\n| {shown} |" in (run / name / "report.md").read_text()
+    assert {path.name for path in run.iterdir()} == {".lock", "cells", "feedback", "tiny", "second"}
+
+
+def test_another_environment_or_other_data_are_other_feedback(
+    tmp_path: Path, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [SimpleNamespace(name=name, load=lambda: source) for name in ("fake", "twin")]
+    bring(monkeypatch, *entries)
+    plain: dict[str, Any] = {"variants": ["SNQN", "SNQN-LER"], "seeds": [0]}
+    data = {"made": {"dataset": "synthetic", "options": {**OPTIONS, "n_users": 31}}}
+    grids = [grid_of(**plain, **more) for more in ({}, {"environment": "twin"}, {"datasets": data})]
+    said: list[str] = []
+    for _ in range(2):
+        for grid in grids:
+            run_recommender_benchmark(grid, tmp_path, say=said.append)
+    assert source.asked == 3
+    counts = [line for line in said if "cells to make" in line]
+    assert counts[3:] == ["0 cells to make, 2 are finished."] * 3
+    # the environment is none of SNQN's business
+    assert counts[1] == "1 cells to make, 1 are finished."
+    assert len(list((tmp_path / "cells/made/GRU4Rec").glob("SNQN-seed0-*"))) == 2
 
 
 def test_a_feedback_that_fails_takes_its_cells_with_it(tmp_path: Path, source: FakeSource) -> None:
@@ -418,9 +531,8 @@ def test_a_feedback_that_fails_takes_its_cells_with_it(tmp_path: Path, source: F
     assert (report, failed) == (tmp_path / "report.md", 1)
     text = (tmp_path / "report.md").read_text()
     assert "1 cells failed: made/GRU4Rec/SNQN-LEASR-seed0" in text
-    reason = json.loads((tmp_path / "cells/made/GRU4Rec/SNQN-LEASR-seed0/failed.json").read_text())[
-        "failed"
-    ]
+    failure = cell_of(tmp_path, "SNQN-LEASR-seed0") / "failed.json"
+    reason = json.loads(failure.read_text())["failed"]
     assert reason == "Its feedback could not be made: The language model is gone."
     source.fails = None
     said.clear()
@@ -444,9 +556,120 @@ def test_a_cell_that_fails_leaves_the_others(
     report, failed = run_recommender_benchmark(grid, tmp_path)
     assert failed == 1
     assert report is not None
-    folder = tmp_path / "cells/made/GRU4Rec/SNQN-seed0"
+    folder = cell_of(tmp_path, "SNQN-seed0")
     assert json.loads((folder / "failed.json").read_text())["failed"] == "The loss is nan."
     assert "FloatingPointError" in (folder / "traceback.txt").read_text()
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, variant: str, step: int) -> None:
+    """Lets the loss of a variant be no number from a step on."""
+    real = LEA._gradient_step
+
+    def spoiled(model: LEA) -> dict[str, th.Tensor]:
+        if model.variant.name == variant and model.num_timesteps + 1 >= step:
+            with th.no_grad():
+                for parameter in model.networks.parameters():
+                    parameter.fill_(th.nan)
+        return real(model)
+
+    monkeypatch.setattr(LEA, "_gradient_step", spoiled)
+
+
+def test_a_training_that_diverges_stands_with_its_best_weights(
+    data: SequenceData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = {"seed": 3, "settings": {**TINY, "evaluate_every": 2}}
+    good = train_recommender(make_recommender("GRU4Rec", data, "SNQN", **made), 2)
+    assert good.diverged is None
+    spoil(monkeypatch, "SNQN", 3)
+    with caplog.at_level("WARNING"):
+        found = train_recommender(make_recommender("GRU4Rec", data, "SNQN", **made), 40)
+    assert found.diverged is not None
+    assert "loss at step 4 is nan" in found.diverged
+    assert "The weights of step 2 are kept." in caplog.text
+    assert (found.best_step, found.steps, found.valid) == (2, 4, good.valid)
+    np.testing.assert_array_equal(found.test_ranks, good.test_ranks)
+    spoil(monkeypatch, "SNQN", 1)
+    with pytest.raises(DataError, match="loss at step 2 is nan"):
+        train_recommender(make_recommender("GRU4Rec", data, "SNQN", **made), 40)
+
+
+def test_the_report_counts_trainings_that_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, "SNQN", 6)
+    said: list[str] = []
+    grid = grid_of(variants=["Normal", "SNQN"])
+    assert run_recommender_benchmark(grid, tmp_path, say=said.append)[1] == 0
+    assert any("SNQN-seed1: HR@10" in line and "diverged after" in line for line in said)
+    text = (tmp_path / "report.md").read_text()
+    assert "In 2 trainings the loss was no number any more" in text
+    assert "from before stand: SNQN 2." in text
+    kept = json.loads((cell_of(tmp_path, "SNQN-seed0") / "metrics.json").read_text())
+    assert "loss at step 8 is nan" in kept["diverged"]
+    assert kept["best_step"] == 4
+
+
+def test_the_report_says_what_is_kept_and_what_seeds_vary(
+    tmp_path: Path, source: FakeSource
+) -> None:
+    del source
+
+    def report(**changes: Any) -> str:
+        path, _ = run_recommender_benchmark(grid_of(**changes), tmp_path)
+        assert path is not None
+        return path.read_text()
+
+    advantages, shared = "SA2C does without advantages for", "share one language model"
+    text = report(seeds=[0], variants=["Normal"])
+    assert "Seeds vary the training alone" in text
+    for sentence in (advantages, shared, "half of all steps", "no number any more"):
+        assert sentence not in text
+    rows = [{"variant": "SA2C", "label": "three", "settings": {"warm_up_steps": 3}}]
+    text = report(seeds=[0], variants=["SA2C-LER"], rows=rows)
+    usual = "two passes of each network over the train examples"
+    assert f"{advantages} {usual} or 3 gradient steps; only weights from after that" in text
+    assert shared in text
+    assert "one recommender that the candidates come from" in text
+    assert "draw seeds and users anew, 2,000 times" in text
+    users = len(set(load_data("synthetic", options=OPTIONS).examples("test").users.tolist()))
+    assert f"test examples of {users} users" in text
+    assert "At most 4 gradient steps" in text
+    assert "\n\n\n" not in text
+
+
+def test_a_report_of_lea_is_published(
+    tmp_path: Path, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del source
+    file = Path(__file__).resolve().parents[1] / "benchmarks" / "publish.py"
+    publish = runpy.run_path(str(file))
+    monkeypatch.setitem(publish["main"].__globals__, "RESULTS", tmp_path / "results")
+    own = tmp_path / "lea" / "mine.toml"
+    own.parent.mkdir()
+    table = "{ n_users = 30, n_items = 12, length = 6 }"
+    own.write_text(
+        'name = "tiny"\nrun = "shared"\nvariants = ["Normal", "SNQN"]\nsteps = 2\nseeds = [0]\n'
+        'evaluate_every = 1\nbackbones = ["GRU4Rec"]\nsettings = { dim = 8 }\n[datasets.made]\n'
+        f'dataset = "synthetic"\noptions = {table}\n[datasets.other]\ndataset = "synthetic"\n'
+    )
+    grid, run = load_recommender_grid(own), tmp_path / "run"
+    command = ["ilrec", "--data", str(tmp_path)]
+    chosen: dict[str, Any] = {"only": ["Normal"], "datasets": ["made"]}
+    run_recommender_benchmark(grid, run, **chosen, command=command)
+    old = tmp_path / "results" / "lea" / "mine" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    monkeypatch.setattr("sys.argv", ["publish.py", str(own), "--run", str(run)])
+    publish["main"]()
+    names = {path.name for path in old.parent.iterdir()}
+    assert names == {"report.md", "results.csv", "made_curves.png"}
+    text = (old.parent / "report.md").read_text()
+    assert (
+        "$ ilrec lea benchmark benchmarks/lea/mine.toml --data DIR --jobs 2 --only Normal "
+        "--datasets made\n"
+    ) in text
+    assert str(tmp_path) not in text
 
 
 def test_what_is_asked_for_must_be_there(tmp_path: Path, source: FakeSource) -> None:
@@ -487,9 +710,29 @@ def test_gains_by_hand() -> None:
 def test_estimates_by_hand() -> None:
     # seeds' means 0, 0.25, 0.5, 0.75: the middle two are averaged
     values = [np.array([0.0] * (4 - n) + [1.0] * n) for n in range(4)]
-    found = estimate(values)
+    found = estimate(values, np.arange(4))
     assert (found.mean, found.median, found.seeds) == (0.375, 0.375, 4)
     assert found.low < 0.375 < found.high
+
+
+def test_intervals_draw_users_with_all_their_examples() -> None:
+    rng = np.random.default_rng(0)
+    values = [rng.random(40) for _ in range(3)]
+    # a user for each example: the interval over examples
+    alone = estimate(values, np.arange(40)[::-1] * 3)
+    reversed_values = [part[::-1] for part in values]
+    assert (alone.low, alone.high) == interval(bootstrap_iqm(reversed_values, paired=True))
+    # a user with 3 hits, one with a miss: draws of two users give 1, 3 / 4, or 0
+    hits = np.array([1.0, 1.0, 0.0, 1.0])
+    users = np.array([7, 7, 2, 7])
+    found = estimate([hits], users)
+    assert (found.mean, found.low, found.high) == (0.75, 0.0, 1.0)
+    # each example ten times over knows no more about users
+    often = estimate([np.repeat(part, 10) for part in values], np.repeat(np.arange(40), 10))
+    once = estimate(values, np.arange(40))
+    assert often.high - often.low == pytest.approx(once.high - once.low)
+    apart = estimate([np.repeat(part, 10) for part in values], np.arange(400))
+    assert apart.high - apart.low < 0.7 * (often.high - often.low)
 
 
 def finished(seed: int, ranks: list[int]) -> Finished:
@@ -500,8 +743,9 @@ def finished(seed: int, ranks: list[int]) -> Finished:
 def test_rows_are_compared_seed_by_seed() -> None:
     ours = {seed: finished(seed, [1, 1, 1, 30]) for seed in (0, 1, 2)}
     others = {0: finished(0, [1, 1, 30, 30]), 1: finished(1, [1] * 4), 3: finished(3, [30] * 4)}
-    found = compare(ours, others, "SA2C", "HR@10")
+    users = np.arange(4)
+    found = compare(ours, others, users, "SA2C", "HR@10")
     assert found is not None
     # seed 0: 0.75 - 0.5; seed 1: 0.75 - 1; the others are in one row only
     assert (found.difference.mean, found.above, found.difference.seeds) == (0.0, 1, 2)
-    assert compare(ours, {5: others[3]}, "SA2C", "HR@10") is None
+    assert compare(ours, {5: others[3]}, users, "SA2C", "HR@10") is None

@@ -375,20 +375,116 @@ def test_the_best_weights_come_back_and_patience_ends_it(data: SequenceData) -> 
     assert model.evaluate("valid")["NDCG@10"] == max(figures) > figures[-1]
 
 
-def test_patience_waits_for_the_warm_up_of_sa2c() -> None:
+def test_evaluations_of_the_warm_up_count_only_where_they_stay_the_last() -> None:
     network = th.nn.Linear(1, 1)
+
+    def update(value: float, step: int, warming_up: bool = False) -> None:
+        with th.no_grad():
+            network.weight.fill_(step)
+        best.update(value, step, warming_up)
+
     best = BestWeights(network, patience=1)
-    best.update(0.5, 1)
-    best.update(0.4, 2, patient=True)
+    update(0.5, 1, warming_up=True)
+    update(0.4, 2, warming_up=True)
     assert not best.enough
-    with th.no_grad():
-        network.weight += 1
-    best.update(0.4, 3)
+    assert best.step == 2
+    update(0.3, 3)
+    assert not best.enough
+    assert best.step == 3
+    update(0.2, 4)
     assert best.enough
-    kept = network.weight.clone()
     best.restore()
-    assert th.equal(network.weight, kept - 1)
-    assert best.step == 1
+    assert network.weight.item() == 3.0
+
+
+def fall(model: LEA, monkeypatch: pytest.MonkeyPatch, *figures: float) -> LEA:
+    """Lets the evaluations of a model find these figures."""
+    left = iter(figures)
+    monkeypatch.setattr(model, "evaluate", lambda _: {"NDCG@10": next(left)})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "patience", "kept", "ended"),
+    [
+        ("SNQN", 8, None, 2, 8),  # 0.9
+        ("SA2C", 8, None, 8, 8),  # 0.2 after 0.1: those of steps 2 and 4 are of the warm-up
+        ("SA2C", 4, None, 4, 4),  # 0.8: the last, as no other counts
+        ("SNQN", 20, 1, 2, 4),
+        ("SA2C", 20, 1, 8, 10),
+    ],
+)
+def test_what_sa2c_keeps_was_trained_with_advantages(
+    data: SequenceData,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    steps: int,
+    patience: int | None,
+    kept: int,
+    ended: int,
+) -> None:
+    model = make(data, variant, evaluate_every=2, warm_up_steps=4, patience=patience)
+    seen: dict[int, th.Tensor] = {}
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen[local["self"].num_timesteps] = model.network.supervised_bias.detach().clone()
+        return True
+
+    fall(model, monkeypatch, 0.9, 0.8, 0.1, 0.2, 0.15).learn(steps, note)
+    assert (model.best_step, model.num_timesteps) == (kept, ended)
+    assert th.equal(model.network.supervised_bias, seen[kept])
+
+
+def weighed(model: LEA, monkeypatch: pytest.MonkeyPatch, steps: int) -> list[bool]:
+    """Trains a model and returns at which steps SA2C weighed by advantages."""
+    found = []
+
+    def note(objective: Any, main: Any, other: Any, batch: Batch, weigh: bool) -> Any:
+        found.append(weigh)
+        return objective_losses(objective, main, other, batch, weigh)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ilrec_sb3.lea.recommender.objective_losses", note)
+        model.learn(steps, reset_num_timesteps=False)
+    return found
+
+
+def test_the_warm_up_is_two_passes_of_each_network(
+    data: SequenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = len(data.examples("train"))
+    options = {"batch_size": m // 2 + 1, "evaluate_every": 3}  # two batches a pass
+    model = make(data, "SA2C", **options)
+    assert weighed(model, monkeypatch, 5) == [False] * 5
+    # a file keeps that it is None, and how far the model was
+    again = LEA.load(model.save(tmp_path / "model"), data, device="cpu")
+    assert again.warm_up_steps is None
+    assert (again.best_step, again.num_timesteps) == (model.best_step, 5) == (5, 5)
+    for each in (model, again):
+        assert weighed(each, monkeypatch, 5) == [False] * 3 + [True] * 2
+    # a number stays as it is
+    for steps in (0, 1):
+        own = make(data, "SA2C", **options, warm_up_steps=steps)
+        assert weighed(own, monkeypatch, 3) == [False] * steps + [True] * (3 - steps)
+        assert LEA.load(own.save(tmp_path / "own"), device="cpu").warm_up_steps == steps
+
+
+def test_the_last_step_is_evaluated_whatever_is_logged(data: SequenceData) -> None:
+    for log_interval in (0, 3, 10):
+        model = make(data, "Normal").learn(10, log_interval=log_interval)
+        assert [entry["step"] for entry in model.evaluations] == [10]
+        assert model.best_step == 10
+
+
+def test_without_a_log_nothing_is_kept_for_it(data: SequenceData) -> None:
+    kept: list[int] = []
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        kept.append(len(local["recent"]))
+        return True
+
+    make(data, "Normal").learn(5, note, log_interval=0)
+    assert kept == [0] * 5
 
 
 def test_no_validation_examples_keep_the_last_weights() -> None:
@@ -397,6 +493,7 @@ def test_no_validation_examples_keep_the_last_weights() -> None:
     data = SequenceData("one", names, names, names, "item", (items,), (codes,))
     model = make(data, "SNQN", learning_rate=2e-2, evaluate_every=5).learn(40)
     assert model.evaluations == []
+    assert model.best_step is None
     assert model.evaluate("valid") == {}
     assert model.evaluate("train")["HR@5"] == 1.0
 
@@ -503,6 +600,7 @@ def test_bad_arguments_are_explained(data: SequenceData, feedback: EnvironmentFe
         ({"backbone": "SASrec"}, "did you mean 'SASRec'"),
         ({"gamma": 1.5}, "gamma=1.5 came, expected from 0 to 1"),
         ({"batch_size": 0}, "batch_size=0 came"),
+        ({"warm_up_steps": -1}, "warm_up_steps=-1 came"),
         ({"evaluate_every": 0}, "evaluate_every=0 came"),
         ({"variant": "SNQN-LES"}, "SNQN-LES came without feedback, expected .* states"),
     ):
@@ -538,3 +636,4 @@ def test_a_loss_that_is_no_number_is_explained_and_the_best_weights_stay(
     with pytest.raises(FloatingPointError, match="loss at step 20 is nan"):
         model.learn(40, spoil)
     assert model.evaluate("valid")["NDCG@10"] == model.evaluations[0]["NDCG@10"]
+    assert model.best_step == 10

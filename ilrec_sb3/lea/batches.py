@@ -93,6 +93,11 @@ class Batches:
         """(m, E) of the environment, for variants that use them."""
         return self._columns["states"]
 
+    @property
+    def per_pass(self) -> int:
+        """The number of batches of a pass."""
+        return -(-len(self.examples) // self.batch_size)
+
     def draw(self, rng: np.random.Generator) -> Batch:
         """Returns the next batch.
 

@@ -20,13 +20,13 @@ from ilrec_sb3.benchmark.workers import Died, in_parallel, locked
 from ilrec_sb3.cells import code_hash, versions
 from ilrec_sb3.lea.cells import FAILED, Made, Maker, Plan, read_cell
 from ilrec_sb3.lea.feedback import FEEDBACK, make_source, source_arguments
-from ilrec_sb3.lea.grid import RecommenderGrid, RecommenderTask
-from ilrec_sb3.lea.report import write_recommender_report
+from ilrec_sb3.lea.grid import CELLS, FEEDBACKS, RecommenderGrid, RecommenderTask
+from ilrec_sb3.lea.report import Tested, write_recommender_report
 from ilrec_sb3.lea.training import floor_ranks
 from recsim_env import artefacts
 from recsim_env.errors import DataError, near_miss
 
-__all__ = ["run_recommender_benchmark"]
+__all__ = ["begun_tasks", "run_recommender_benchmark"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,13 @@ def run_recommender_benchmark(
 ) -> tuple[Path | None, int]:
     """Makes the cells of a grid that are missing, and the report of all that are there.
 
-    Feedback is made first, once for each dataset, backbone and set of options; then the cells.
+    Feedback is made first, once for each dataset, backbone and set of options; then the cells. Both
+    are kept under hashes of what they depend on, so that grids which share a run leave each other's
+    in peace.
 
     Args:
         grid: What to make.
-        out: Folder of the run; None: ``runs/lea-NAME``.
+        out: Folder of the run; None: ``runs/lea-RUN``, see `RecommenderGrid`.
         data: Folder with the raw data; None: ``ILREC_DATA``, else the user cache directory.
         cache: Where data of your own are kept; None: ``ILREC_CACHE``, else the user's.
         jobs: Processes.
@@ -72,12 +74,12 @@ def run_recommender_benchmark(
         DataError: For data or settings that cannot be used, or where another process works in the
             folder.
     """
-    folder = Path(out or f"runs/lea-{grid.name}")
+    folder = _folder(grid, out)
     if report_only and not folder.is_dir():
         raise DataError(f"{folder} is not there, so there is no cell to report: make some first.")
     maker = Maker(grid, data, cache, code_hash())
     chosen = _chosen(grid, only, datasets)
-    _check_sources(grid, chosen)
+    _check_sources(chosen)
     plans = [_plan(maker, task, folder) for task in chosen]
     if dry_run:
         for plan in plans:
@@ -92,6 +94,29 @@ def run_recommender_benchmark(
                     shutil.rmtree(plan.folder, ignore_errors=True)
             failed = _run(plans, maker, jobs, say)
         return _report(grid, folder, maker, command, say), failed
+
+
+def begun_tasks(
+    grid: RecommenderGrid,
+    out: str | Path | None = None,
+    *,
+    data: str | None = None,
+    cache: str | None = None,
+) -> list[RecommenderTask]:
+    """Returns the tasks of a grid whose cells are there, those that failed too.
+
+    Args:
+        grid: The grid.
+        out: As in `run_recommender_benchmark`.
+        data: Likewise.
+        cache: Likewise.
+    """
+    begun = _begun(grid, _folder(grid, out), Maker(grid, data, cache, ""))
+    return [plan.task for plan, _ in begun]
+
+
+def _folder(grid: RecommenderGrid, out: str | Path | None) -> Path:
+    return Path(out or f"runs/lea-{grid.run_name}")
 
 
 def _chosen(
@@ -125,20 +150,29 @@ def _fits(names: set[str], pattern: str) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
-def _check_sources(grid: RecommenderGrid, tasks: Sequence[RecommenderTask]) -> None:
+def _check_sources(tasks: Sequence[RecommenderTask]) -> None:
     """Refuses options of the environment that do not fit, before anything is made."""
     for task in tasks:
         if task.needs_feedback:
-            source = make_source(grid.environment)
+            source = make_source(task.environment)
             source.settings(source_arguments(source, task.feedback))
 
 
 def _plan(maker: Maker, task: RecommenderTask, folder: Path) -> Plan:
-    feedback = None
+    feedback, data = None, maker.data(task.dataset)
     if task.needs_feedback:
-        feedback = folder / "feedback" / task.dataset / task.feedback_name() / FEEDBACK
-    key = task.key(maker.data(task.dataset))
-    return Plan(task, folder / "cells" / task.name, key, feedback)
+        feedback = folder / FEEDBACKS / task.dataset / task.feedback_name(data) / FEEDBACK
+    return Plan(task, folder / CELLS / task.folder(data), task.key(data), feedback)
+
+
+def _begun(grid: RecommenderGrid, folder: Path, maker: Maker) -> list[tuple[Plan, str]]:
+    """Returns the cells that are there, and whether they are finished or failed.
+
+    The data of what was never begun need not be.
+    """
+    tasks = [task for task in grid.tasks() if any((folder / CELLS).glob(f"{task.name}-*"))]
+    plans = [(plan, plan.state) for plan in (_plan(maker, task, folder) for task in tasks)]
+    return [(plan, state) for plan, state in plans if state != "missing"]
 
 
 def _run(plans: Sequence[Plan], maker: Maker, jobs: int, say: Callable[[str], None]) -> int:
@@ -205,10 +239,7 @@ def _report(
     command: Sequence[str],
     say: Callable[[str], None],
 ) -> Path:
-    tasks = list(grid.tasks())
-    # the data of what was never begun need not be there
-    begun = [task for task in tasks if (folder / "cells" / task.name).is_dir()]
-    plans = [(plan, plan.state) for plan in (_plan(maker, task, folder) for task in begun)]
+    tasks, plans = list(grid.tasks()), _begun(grid, folder, maker)
     finished = [read_cell(plan) for plan, state in plans if state == "finished"]
     failed = [plan.task.name for plan, state in plans if state == "failed"]
     if not finished:
@@ -217,12 +248,15 @@ def _report(
             "or make some."
         )
     shown = dict.fromkeys(cell.task.dataset for cell in finished)
-    floors = {name: floor_ranks(maker.data(name)) for name in shown}
+    tested = {}
+    for name in shown:
+        data = maker.data(name)
+        tested[name] = Tested(data.examples("test").users, floor_ranks(data))
     report = write_recommender_report(
-        folder,
+        grid.report_folder(folder),
         grid,
         finished,
-        floors,
+        tested,
         failed=failed,
         missing=len(tasks) - len(finished) - len(failed),
         command=shlex.join(command),
@@ -234,9 +268,10 @@ def _report(
 
 def _write_run(folder: Path, grid: RecommenderGrid, command: Sequence[str]) -> None:
     """Writes what the run is, and sweeps up what a killed one left half-written."""
-    for half in folder.glob("cells/*/*/.*"):
+    for half in (folder / CELLS).glob("*/*/.*"):
         shutil.rmtree(half, ignore_errors=True)
-    artefacts.write_file(folder / "grid.json", json.dumps(asdict(grid), indent=1) + "\n")
-    artefacts.write_file(folder / "command.txt", shlex.join(command) + "\n")
+    own = grid.report_folder(folder)
+    artefacts.write_file(own / "grid.json", json.dumps(asdict(grid), indent=1) + "\n")
+    artefacts.write_file(own / "command.txt", shlex.join(command) + "\n")
     described = json.dumps(versions(code_hash()), indent=1)
-    artefacts.write_file(folder / "versions.json", described + "\n")
+    artefacts.write_file(own / "versions.json", described + "\n")

@@ -1,8 +1,9 @@
 """Cells of an experiment with LEA's recommenders: made, kept and read.
 
 A cell is one variant on one backbone, one dataset and one seed; its folder is written whole when it
-is finished, and found again by all that its result depends on. A cell that failed leaves
-``failed.json`` and ``traceback.txt`` instead.
+is finished, and has a hash in its name of all that its result depends on: cells of other settings
+are beside it, not in its place. A cell that failed leaves ``failed.json`` and ``traceback.txt``
+instead.
 """
 
 from __future__ import annotations
@@ -77,16 +78,10 @@ class Plan:
 
     @property
     def state(self) -> str:
-        """How far it is: "finished", "failed", "of other settings" or "missing"."""
+        """How far it is: "finished", "failed" or "missing"."""
         if not artefacts.check_folder(self.folder):
             return "missing"
-        if not (self.folder / _METRICS).exists():
-            return "failed"
-        return (
-            "finished"
-            if _read_json(self.folder / _METRICS)["key"] == self.key
-            else ("of other settings")
-        )
+        return "finished" if (self.folder / _METRICS).exists() else "failed"
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ class Maker:
             progress: Shows progress bars.
         """
         assert task.candidates is not None
-        source = make_source(self.grid.environment)
+        source = make_source(task.environment)
         prepare_feedback(
             self.data(task.dataset),
             source,
@@ -212,7 +207,8 @@ class Maker:
 
         artefacts.write_folder(plan.folder, write)
         shown = trained.test or trained.valid
-        return ", ".join(f"{n} {shown[n]:.4f}" for n in ("HR@10", "NDCG@10") if n in shown)
+        said = [f"{n} {shown[n]:.4f}" for n in ("HR@10", "NDCG@10") if n in shown]
+        return ", ".join(said + ["diverged"] * (trained.diverged is not None))
 
     def fail(self, plan: Plan, reason: str, trace: str) -> None:
         """Writes that a cell failed.
@@ -248,6 +244,6 @@ def read_cell(plan: Plan) -> Finished:
     with (plan.folder / _CURVE).open(encoding="utf-8", newline="") as stream:
         curve = [{n: float(v) for n, v in row.items()} for row in csv.DictReader(stream)]
     found = pq.read_table(plan.folder / _RANKS)["rank"].to_numpy().astype(np.int64)
-    names = ("valid", "test", "best_step", "steps", "seconds")
+    names = ("valid", "test", "best_step", "steps", "seconds", "diverged")
     trained = Trained(curve=curve, test_ranks=found, **{name: values[name] for name in names})
     return Finished(plan.task, trained, values["code"])

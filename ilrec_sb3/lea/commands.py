@@ -384,7 +384,7 @@ def _add_benchmark(subparsers: Any) -> None:
     )
     cl.add_grid(
         parser,
-        folder="runs/lea-<name>",
+        folder="runs/lea-<run>",
         rows="make these rows only, such as SNQN or GRU4Rec/SNQN; * stands for any text",
         parts=("--datasets", "make these only, likewise"),
         fresh="make the cells asked for anew; feedback stays",

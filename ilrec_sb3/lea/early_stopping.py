@@ -18,21 +18,25 @@ class BestWeights:
 
     def __init__(self, networks: nn.Module, patience: int | None) -> None:
         self.networks, self.patience = networks, patience
-        self.value, self.step, self.waited = -float("inf"), 0, 0
+        self.value, self.waited = -float("inf"), 0
+        self.step: int | None = None
         self._weights: dict[str, th.Tensor] = {}
+        self._warming_up = True
 
-    def update(self, value: float, step: int, patient: bool = False) -> None:
+    def update(self, value: float, step: int, warming_up: bool = False) -> None:
         """Takes note of an evaluation.
 
         Args:
             value: Higher is better.
             step: At which gradient step.
-            patient: Whether a value that is no new best does not count as waiting.
+            warming_up: Whether it comes too early to count: the next one takes its place, whatever
+                its value, so that it is kept only where it stays the last.
         """
-        if value > self.value:
+        if warming_up or self._warming_up or value > self.value:
             self.value, self.step, self.waited = value, step, 0
             self._weights = {n: t.clone() for n, t in self.networks.state_dict().items()}
-        elif not patient:
+            self._warming_up = warming_up
+        else:
             self.waited += 1
 
     @property

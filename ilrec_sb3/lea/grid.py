@@ -20,15 +20,23 @@ from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
 from recsim_env.errors import DataError, MissingDataError, near_miss
 from recsim_env.sequences import SequenceData
-from recsim_env.settings import check_types, from_mapping
+from recsim_env.settings import check_range, check_types, from_mapping
 
 __all__ = [
+    "CELLS",
+    "FEEDBACKS",
     "GridDataset",
     "RecommenderGrid",
     "RecommenderRow",
     "RecommenderTask",
     "load_recommender_grid",
 ]
+
+CELLS, FEEDBACKS = "cells", "feedback"
+"""Folders of a run that its grids share."""
+
+_FOLDERS = (CELLS, FEEDBACKS)
+_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class GridDataset:
         settings: Of the recommenders, in addition to the grid's.
         feedback: Options of the environment, in addition to the grid's.
         title: What the report calls it; None: its name in the grid.
+        steps: Gradient steps at most, in the place of the grid's; None: these.
+        evaluate_every: Steps between two evaluations, likewise.
     """
 
     dataset: str
@@ -48,11 +58,18 @@ class GridDataset:
     settings: Mapping[str, Any] = field(default_factory=dict)
     feedback: Mapping[str, Any] = field(default_factory=dict)
     title: str | None = None
+    steps: int | None = None
+    evaluate_every: int | None = None
 
     def __post_init__(self) -> None:
         """Checks types."""
         check_types(self)
+        check_range(self, "steps", "evaluate_every", least=1)
         check_settings(self.settings)
+        if "evaluate_every" in self.settings:
+            raise DataError(
+                "evaluate_every came among the settings of a dataset; it belongs beside them."
+            )
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,7 @@ class RecommenderTask:
         settings: Arguments of `LEA`, and fields of `NetworkConfig`.
         feedback: Options of the environment; empty where the variant needs nothing of it.
         candidates: Whose best items the environment chooses from; None likewise.
+        environment: Name of its entry point; None: the first, or none is needed.
     """
 
     dataset: str
@@ -125,10 +143,11 @@ class RecommenderTask:
     settings: Mapping[str, Any]
     feedback: Mapping[str, Any]
     candidates: Candidates | None
+    environment: str | None = None
 
     @property
     def name(self) -> str:
-        """The path of its folder below that of all cells."""
+        """What it is called, as a path: dataset, backbone, row and seed."""
         label = self.label.replace("'", "-prime")  # lest LES' be LES
         return f"{self.dataset}/{self.backbone}/{cell_name(label, self.seed)}"
 
@@ -137,10 +156,19 @@ class RecommenderTask:
         """Whether the environment has to say something first."""
         return self.candidates is not None
 
-    def feedback_name(self) -> str:
-        """The name of its feedback's folder."""
-        key = artefacts.key(feedback=self.feedback, candidates=self.candidates)
-        return f"{self.backbone}-{key[:16]}"
+    def folder(self, data: SequenceData) -> str:
+        """Returns the path of its folder below that of all cells: one for each key."""
+        return f"{self.name}-{self.key(data)[:_DIGITS]}"
+
+    def feedback_name(self, data: SequenceData) -> str:
+        """Returns the name of its feedback's folder."""
+        key = artefacts.key(
+            data=data.fingerprint,
+            feedback=self.feedback,
+            candidates=self.candidates,
+            environment=self.environment,
+        )
+        return f"{self.backbone}-{key[:_DIGITS]}"
 
     def key(self, data: SequenceData) -> str:
         """Returns the hash of all that decides its result, the code left out."""
@@ -158,15 +186,17 @@ class RecommenderGrid:
     end, ``steps`` and ``evaluate_every`` count for two there.
 
     Attributes:
-        name: Of the grid; its run is kept in ``runs/lea-NAME``.
+        name: Of the grid.
         datasets: By name.
         variants: One row for each, with the grid's settings.
         rows: Further rows.
         title: Of the report; None: the name.
+        run: The run is kept in ``runs/lea-RUN``; None: the name. Grids of one run have all cells
+            and feedback in common that are alike; the report of each is in a folder of its name.
         backbones: On which the rows are trained.
         seeds: One training for each.
-        steps: Gradient steps of the served network at most.
-        evaluate_every: Such steps between two evaluations.
+        steps: Gradient steps of the served network at most, where a dataset says nothing else.
+        evaluate_every: Such steps between two evaluations, likewise.
         settings: Arguments of `LEA`, and fields of `NetworkConfig`.
         feedback: Options of the environment.
         environment: Name of its entry point; None: the first.
@@ -179,6 +209,7 @@ class RecommenderGrid:
     variants: tuple[str, ...] = ()
     rows: tuple[RecommenderRow, ...] = ()
     title: str | None = None
+    run: str | None = None
     backbones: tuple[str, ...] = BACKBONES
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 20_000
@@ -212,13 +243,21 @@ class RecommenderGrid:
                 f"and {len(self.backbones)} backbones; give variants or [[rows]], and at least one "
                 "[datasets.NAME]."
             )
-        for name in (self.name, *self.datasets):
+        self._check_names()
+        self._check_rows()
+
+    def _check_names(self) -> None:
+        for name in (self.name, self.run_name, *self.datasets):
             if cell_name(name, None) != name:
                 raise DataError(
                     f"The name {name!r} came; expected letters, digits, - and _, as a folder is "
                     "named after it."
                 )
-        self._check_rows()
+        if self.run_name != self.name and self.name in _FOLDERS:
+            raise DataError(
+                f"The grid {self.name!r} came with run={self.run!r}, whose folder of that name "
+                "holds something else: give the grid another name."
+            )
 
     def _check_rows(self) -> None:
         labels = [row.name for row in self.rows]
@@ -270,6 +309,24 @@ class RecommenderGrid:
         nested["rows"] = tuple(from_mapping(RecommenderRow, row) for row in rows)
         return from_mapping(cls, nested)
 
+    @property
+    def run_name(self) -> str:
+        """What its run is called, see `run`."""
+        return self.name if self.run is None else self.run
+
+    def report_folder(self, run: Path) -> Path:
+        """Returns where its report goes.
+
+        Args:
+            run: Folder of the run.
+        """
+        return run if self.run_name == self.name else run / self.name
+
+    def steps_on(self, name: str) -> tuple[int, int]:
+        """Returns the steps at most, and those between two evaluations, on one of its datasets."""
+        dataset = self.datasets[name]
+        return dataset.steps or self.steps, dataset.evaluate_every or self.evaluate_every
+
     def baseline(self, row: RecommenderRow) -> str | None:
         """Returns the label of the row that a row is compared with, if there is one."""
         if row.baseline is not None:
@@ -290,18 +347,19 @@ class RecommenderGrid:
         dataset, variant = self.datasets[name], Variant.parse(row.variant)
         shared = {**self.settings, **dataset.settings}
         times = 2 if variant.learns_q else 1
-        every = {"evaluate_every": self.evaluate_every}
-        candidates = Candidates(backbone, self.steps, 0, {**every, **shared})
+        steps, every = self.steps_on(name)
+        candidates = Candidates(backbone, steps, 0, {"evaluate_every": every, **shared})
         return RecommenderTask(
             dataset=name,
             backbone=backbone,
             variant=row.variant,
             label=row.name,
             seed=seed,
-            steps=self.steps * times,
-            settings={"evaluate_every": self.evaluate_every * times, **shared, **row.settings},
+            steps=steps * times,
+            settings={"evaluate_every": every * times, **shared, **row.settings},
             feedback={**self.feedback, **dataset.feedback, **row.feedback} if variant.needs else {},
             candidates=candidates if variant.needs else None,
+            environment=self.environment if variant.needs else None,
         )
 
 

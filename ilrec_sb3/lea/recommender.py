@@ -41,6 +41,7 @@ SelfLEA = TypeVar("SelfLEA", bound="LEA")
 _log = logging.getLogger(__name__)
 _MONITOR = "NDCG@10"
 _CHUNK = 512
+_WARM_UP_PASSES = 2
 
 
 class LEA:
@@ -71,7 +72,8 @@ class LEA:
         augmented_supervised_weight: w_ah of eq. 15; raising it trusts the chosen items more.
         augmented_q_weight: w_aq of eq. 15.
         warm_up_steps: Gradient steps after which SA2C weighs its supervised loss by advantages;
-            before, they would be those of an untrained Q. Early stopping waits for it.
+            before, they would be those of an untrained Q. Evaluations and early stopping count
+            from there on. None: two passes over the train examples for each of the two networks.
         minimum_advantage: Smallest weight of SA2C; None clips nothing, as in the paper. A negative
             weight pushes the next item's probability down without a bound; 0 prevents that.
         evaluate_every: Gradient steps between two evaluations on the validation split.
@@ -84,6 +86,7 @@ class LEA:
 
     Attributes:
         evaluations: Of the last `learn`: the metrics of each evaluation and, as "step", when.
+        best_step: The step of the weights that the last `learn` put back; None without evaluations.
         num_timesteps: Gradient steps since they were last counted from 0.
 
     Raises:
@@ -102,7 +105,7 @@ class LEA:
         gamma: float = 0.5,
         augmented_supervised_weight: float = 0.1,
         augmented_q_weight: float = 0.01,
-        warm_up_steps: int = 2_000,
+        warm_up_steps: int | None = None,
         minimum_advantage: float | None = None,
         evaluate_every: int = 1_000,
         patience: int | None = 5,
@@ -134,6 +137,7 @@ class LEA:
         self.batches: Batches | None = None
         self._examples: dict[SequenceSplit, Examples] = {}
         self.evaluations: list[dict[str, float]] = []
+        self.best_step: int | None = None
         self.num_timesteps = 0
         self._n_updates = 0
         self._logger: Logger | None = None
@@ -215,6 +219,14 @@ class LEA:
         """The network that is evaluated and served, G and Q of the paper."""
         return cast(RecommenderNetwork, self.networks[0])
 
+    @property
+    def _warm_up(self) -> int:
+        """The number of gradient steps that SA2C makes without advantages."""
+        if self.warm_up_steps is not None:
+            return self.warm_up_steps
+        assert self.batches is not None
+        return _WARM_UP_PASSES * self.batches.per_pass * len(self.networks)
+
     # -- what callbacks of Stable-Baselines3 ask for -----------------------------------------------
 
     @property
@@ -254,7 +266,8 @@ class LEA:
         """Makes gradient steps until there are enough or the validation split sees no progress.
 
         Every `evaluate_every` steps, and at the end, the validation split is evaluated; the weights
-        of the best NDCG@10 are put back at the end. Without validation examples the last weights
+        of the best NDCG@10 are put back at the end. Under SA2C only evaluations after the warm-up
+        count; where it ends before, the last one does. Without validation examples the last weights
         stay.
 
         Args:
@@ -286,7 +299,7 @@ class LEA:
         total_timesteps += self.num_timesteps
         calls = self._init_callback(callback)
         best = BestWeights(self.networks, self.patience)
-        self.evaluations = []
+        self.evaluations, self.best_step = [], None
         devices = [self.device] if self.device.type == "cuda" else []
         with (
             th.random.fork_rng(devices=devices),
@@ -304,9 +317,10 @@ class LEA:
                 self._steps(total_timesteps, calls, best, log_interval, bar)
             finally:
                 best.restore()
+                self.best_step = best.step
             calls.on_training_end()
         _log.info(
-            "%s %s: best %s %.4f at step %d of %d",
+            "%s %s: best %s %.4f at step %s of %d",
             self.backbone,
             self.variant.name,
             _MONITOR,
@@ -324,16 +338,20 @@ class LEA:
         log_interval: int,
         bar: tqdm[Any],
     ) -> None:
-        recent: list[dict[str, th.Tensor]] = []
+        recent: list[dict[str, th.Tensor]] = []  # since the last entry of the log
+        loss: th.Tensor | None = None
         started, first, evaluated = time.perf_counter(), self.num_timesteps, -1
         while self.num_timesteps < total_timesteps and not best.enough:
             calls.on_rollout_start()
-            recent.append(self._gradient_step())
+            losses = self._gradient_step()
+            loss = losses["loss"]
+            if log_interval:
+                recent.append(losses)
             self.num_timesteps += 1
             bar.update()
             if self.num_timesteps % self.evaluate_every == 0:
                 evaluated = self.num_timesteps
-                self._validate(best, recent[-1]["loss"], bar)
+                self._validate(best, loss, bar)
             calls.update_locals(locals())
             go_on = calls.on_step()
             if log_interval and self.num_timesteps % log_interval == 0:
@@ -342,8 +360,8 @@ class LEA:
                 recent = []
             if not go_on:
                 break
-        if recent and evaluated != self.num_timesteps:
-            self._validate(best, recent[-1]["loss"], bar)
+        if loss is not None and evaluated != self.num_timesteps:
+            self._validate(best, loss, bar)
 
     def _gradient_step(self) -> dict[str, th.Tensor]:
         """Draws a batch and one of the networks, and trains that one (LEA, algorithm 1)."""
@@ -352,7 +370,7 @@ class LEA:
         main = cast(RecommenderNetwork, self.networks[drawn])
         other = cast(RecommenderNetwork, self.networks[-1 - drawn])
         batch = self.batches.draw(self._rng)
-        weigh = self._n_updates >= self.warm_up_steps
+        weigh = self._n_updates >= self._warm_up
         losses = objective_losses(self._objective, main, other, batch, weigh)
         optimizer = self._optimizers[drawn]
         optimizer.zero_grad(set_to_none=True)
@@ -371,8 +389,8 @@ class LEA:
         if not found:
             return
         self.evaluations.append({"step": self.num_timesteps, **found})
-        warming_up = self.variant.framework == "SA2C" and self._n_updates <= self.warm_up_steps
-        best.update(found[_MONITOR], self.num_timesteps, patient=warming_up)
+        warming_up = self.variant.framework == "SA2C" and self._n_updates <= self._warm_up
+        best.update(found[_MONITOR], self.num_timesteps, warming_up)
         for name, value in found.items():
             self.logger.record(f"valid/{name}", value)
         self.logger.record("valid/best_step", best.step)
@@ -484,6 +502,7 @@ class LEA:
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
             "evaluations": self.evaluations,
+            "best_step": self.best_step,
         }
         return write_model(path, about, self.networks.state_dict())
 
@@ -533,6 +552,7 @@ class LEA:
             model.num_timesteps = about["num_timesteps"]
             model._n_updates = about["n_updates"]
             model.evaluations = about["evaluations"]
+            model.best_step = about.get("best_step")
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtefactError(
                 f"{path} does not hold a whole recommender ({error}); expected a file that "

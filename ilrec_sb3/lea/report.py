@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interquartile_mean, interval
+from ilrec_sb3.benchmark.metrics import (
+    RESAMPLES,
+    bootstrap_iqm,
+    interquartile_mean,
+    interval,
+)
 from ilrec_sb3.benchmark.tables import Line, Table, Text
 from ilrec_sb3.benchmark.text import NONE, between, duration, listing, number
 from ilrec_sb3.lea.cells import Finished
@@ -22,7 +28,15 @@ from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
 from recsim_env.sequences import IntArray
 
-__all__ = ["Comparison", "Estimate", "compare", "estimate", "gains", "write_recommender_report"]
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Tested",
+    "compare",
+    "estimate",
+    "gains",
+    "write_recommender_report",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -59,7 +73,7 @@ class Estimate:
     Attributes:
         mean: Interquartile mean over the seeds.
         median: Over the seeds.
-        low: Lower end of the 95 % bootstrap interval of the mean, over seeds and test examples.
+        low: Lower end of the 95 % bootstrap interval of the mean, over seeds and users.
         high: Upper end.
         seeds: How many.
     """
@@ -86,27 +100,54 @@ class Comparison:
     above: int
 
 
-def estimate(values: Sequence[FloatArray]) -> Estimate:
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """The test examples of a dataset.
+
+    Attributes:
+        users: (m,) to whom each belongs.
+        floors: (m,) ranks of the targets by name of the floor.
+    """
+
+    users: IntArray
+    floors: Mapping[str, IntArray]
+
+
+def estimate(values: Sequence[FloatArray], users: IntArray) -> Estimate:
     """Returns a figure of what each test example adds to it, for each seed.
+
+    The examples of a user go together: the interval draws users, each with all examples.
 
     Args:
         values: (m,) for each seed; the same examples for every seed.
+        users: (m,) to whom each example belongs.
     """
     means = np.array([part.mean() for part in values])
-    low, high = interval(bootstrap_iqm(values, paired=True))
+    _, user_m = np.unique(users, return_inverse=True)
+    counts = np.bincount(user_m)
+    sums = [np.bincount(user_m, weights=part) for part in values]
+    # A seed counts with sum / count over the users drawn. All seeds get the same draw of users, and
+    # with it the same count, which may thus be divided by at the end.
+    draws = bootstrap_iqm(sums, paired=True) / bootstrap_iqm([counts], paired=True)
+    low, high = interval(draws)
     return Estimate(
         float(interquartile_mean(means)), float(np.median(means)), low, high, len(values)
     )
 
 
 def compare(
-    ours: Mapping[int, Finished], others: Mapping[int, Finished], baseline: str, metric: str
+    ours: Mapping[int, Finished],
+    others: Mapping[int, Finished],
+    users: IntArray,
+    baseline: str,
+    metric: str,
 ) -> Comparison | None:
     """Compares two rows on the seeds that both have; None without any.
 
     Args:
         ours: Cells by seed.
         others: Likewise.
+        users: (m,) to whom each test example belongs.
         baseline: Label of the others.
         metric: Its name.
     """
@@ -119,7 +160,7 @@ def compare(
         for seed in both
     ]
     above = sum(bool(part.mean() > 0) for part in values)
-    return Comparison(baseline, estimate(values), above)
+    return Comparison(baseline, estimate(values, users), above)
 
 
 @dataclass(frozen=True)
@@ -141,7 +182,9 @@ class _Part:
     rows: tuple[_Row, ...]
 
 
-def _parts(grid: RecommenderGrid, cells: Sequence[Finished]) -> list[_Part]:
+def _parts(
+    grid: RecommenderGrid, cells: Sequence[Finished], tested: Mapping[str, Tested]
+) -> list[_Part]:
     found: dict[tuple[str, str], dict[str, dict[int, Finished]]] = {}
     for cell in cells:
         if cell.trained.test_ranks.size:
@@ -151,7 +194,8 @@ def _parts(grid: RecommenderGrid, cells: Sequence[Finished]) -> list[_Part]:
     parts = []
     for (dataset, backbone), rows in sorted(found.items(), key=lambda item: _place(grid, item[0])):
         ordered = [label for label in baselines if label in rows]
-        made = [_row(label, rows, baselines[label]) for label in ordered]
+        users = tested[dataset].users
+        made = [_row(label, rows, users, baselines[label]) for label in ordered]
         parts.append(_Part(dataset, backbone, tuple(made)))
     return parts
 
@@ -160,16 +204,23 @@ def _place(grid: RecommenderGrid, key: tuple[str, str]) -> tuple[int, str]:
     return list(grid.datasets).index(key[0]), key[1]
 
 
-def _row(label: str, rows: Mapping[str, Mapping[int, Finished]], baseline: str | None) -> _Row:
+def _row(
+    label: str,
+    rows: Mapping[str, Mapping[int, Finished]],
+    users: IntArray,
+    baseline: str | None,
+) -> _Row:
     cells = rows[label]
     estimates = {
-        name: estimate([gains(cells[seed].trained.test_ranks, name) for seed in sorted(cells)])
+        name: estimate(
+            [gains(cells[seed].trained.test_ranks, name) for seed in sorted(cells)], users
+        )
         for name in metric_names()
     }
     comparisons = {}
     if baseline is not None and baseline in rows:
         for name in metric_names():
-            found = compare(cells, rows[baseline], baseline, name)
+            found = compare(cells, rows[baseline], users, baseline, name)
             if found is not None:
                 comparisons[name] = found
     return _Row(label, cells, estimates, comparisons)
@@ -234,7 +285,7 @@ def _comparison_table(part: _Part) -> Table:
         lines.append(Line(tuple(map(Text, texts))))
     caption = (
         "Differences are taken seed by seed, on the same test examples. Intervals draw seeds and "
-        "examples anew, 2,000 times."
+        f"users anew, {RESAMPLES:,} times; a user comes with all test examples of theirs."
     )
     return Table(tuple(heads), tuple(lines), caption)
 
@@ -345,7 +396,7 @@ def write_recommender_report(
     folder: Path,
     grid: RecommenderGrid,
     cells: Sequence[Finished],
-    floors: Mapping[str, Mapping[str, IntArray]],
+    tested: Mapping[str, Tested],
     *,
     failed: Sequence[str] = (),
     missing: int = 0,
@@ -354,10 +405,10 @@ def write_recommender_report(
     """Writes ``report.md``, ``results.csv`` and a PNG of learning curves for each dataset.
 
     Args:
-        folder: Of the run.
+        folder: Where to.
         grid: What was asked for.
         cells: The finished cells, at least one.
-        floors: Ranks of the test targets by name of the floor, by dataset.
+        tested: The test examples by dataset.
         failed: Names of the cells that failed.
         missing: How many cells are not there.
         command: What was typed.
@@ -365,7 +416,7 @@ def write_recommender_report(
     Returns:
         The report.
     """
-    parts = _parts(grid, cells)
+    parts = _parts(grid, cells, tested)
     lines = [f"# {grid.title or grid.name}", ""]
     lines += [_described(grid, cells, missing), ""]
     if failed:
@@ -376,40 +427,89 @@ def write_recommender_report(
     for dataset in dict.fromkeys(part.dataset for part in parts):
         title = grid.datasets[dataset].title or dataset
         own = [part for part in parts if part.dataset == dataset]
-        lines += [f"## {title}", "", _tested(own), ""]
+        lines += [f"## {title}", "", _about(grid, dataset, tested[dataset]), ""]
         png = _curves_png(own, title)
         if png is not None:
             name = f"{dataset}_curves.png"
             artefacts.write_file(folder / name, png)
             lines += [f"![Learning curves on {title}]({name})", ""]
         for part in own:
-            lines += [f"### {part.backbone}", "", _means_table(part, floors[dataset]).markdown()]
+            lines += [f"### {part.backbone}", ""]
+            lines += [_means_table(part, tested[dataset].floors).markdown()]
             lines += ["", _comparison_table(part).markdown(), ""]
     if command:
         lines += ["## How to replicate", "", "```console", f"$ {command}", "```", ""]
-    artefacts.write_file(folder / "results.csv", _csv(parts, floors))
+    artefacts.write_file(folder / "results.csv", _csv(parts, tested))
     return artefacts.write_file(folder / "report.md", "\n".join(lines).rstrip() + "\n")
 
 
 def _described(grid: RecommenderGrid, cells: Sequence[Finished], missing: int) -> str:
+    """Returns paragraphs on what was trained, which weights are kept, and what seeds vary."""
     spent = sum(cell.trained.seconds for cell in cells)
-    codes = len({cell.code for cell in cells})
     lacking = f" {missing} cells of the grid are not there yet." if missing else ""
+    codes = len({cell.code for cell in cells})
     version = "" if codes == 1 else f" The cells come from {codes} versions of the code."
+    first = [f"{len(cells)} trainings, {duration(spent)} in all.{lacking}{version}"]
+    frameworks = {Variant.parse(cell.task.variant).framework for cell in cells}
+    second = ["The weights with the best NDCG@10 on the validation split are kept."]
+    if "SA2C" in frameworks:
+        second.append(
+            f"SA2C does without advantages for {_warm_ups(cells)}; only weights from after that "
+            "count, unless the training ends before."
+        )
+    if frameworks - {"Normal"}:
+        second.append(
+            "Under SNQN and SA2C half of all steps train the network that is served, so twice as "
+            "many are made."
+        )
+    diverged = _diverged(grid, cells)
+    if diverged:
+        second.append(diverged)
+    third = "Seeds vary the training alone: first weights, order, negatives and dropout."
+    if any(cell.task.needs_feedback for cell in cells):
+        third += (
+            " All seeds of a row share one language model with its feedback, and one recommender "
+            "that the candidates come from, so the intervals do not cover what these would vary by."
+        )
+    return "\n\n".join([" ".join(first), " ".join(second), third])
+
+
+def _warm_ups(cells: Sequence[Finished]) -> str:
+    """Returns how long SA2C warms up, in words."""
+    tasks = [cell.task for cell in cells]
+    steps = {
+        task.settings.get("warm_up_steps")
+        for task in tasks
+        if Variant.parse(task.variant).framework == "SA2C"
+    }
+    said = [f"{n:,} gradient steps" for n in sorted(n for n in steps if n is not None)]
+    usual = ["two passes of each network over the train examples"] if None in steps else []
+    return " or ".join(usual + said)
+
+
+def _diverged(grid: RecommenderGrid, cells: Sequence[Finished]) -> str:
+    """Returns how often the loss was no number any more, by row; nothing where it never was."""
+    found = Counter(cell.task.label for cell in cells if cell.trained.diverged is not None)
+    if not found:
+        return ""
+    labels = dict.fromkeys(row.name for row in grid.rows)
+    rows = [f"{label} {found[label]}" for label in labels if found[label]]
     return (
-        f"{len(cells)} trainings, {duration(spent)} in all. Each has at most {grid.steps:,} "
-        f"gradient steps of the network that is served, is evaluated on the validation split "
-        f"every {grid.evaluate_every:,} of them and keeps the best. Under SNQN and SA2C half of "
-        f"all steps train that network, so twice as many are made.{lacking}{version}"
+        f"In {found.total()} trainings the loss was no number any more, and the best weights from "
+        f"before stand: {', '.join(rows)}."
     )
 
 
-def _tested(parts: Sequence[_Part]) -> str:
-    cell = next(iter(parts[0].rows[0].cells.values()))
-    return f"{cell.trained.test_ranks.size:,} test examples, each next item ranked among all items."
+def _about(grid: RecommenderGrid, dataset: str, tested: Tested) -> str:
+    steps, every = grid.steps_on(dataset)
+    return (
+        f"{len(tested.users):,} test examples of {len(np.unique(tested.users)):,} users, each next "
+        f"item ranked among all items. At most {steps:,} gradient steps of the network that is "
+        f"served, evaluated on the validation split every {every:,} of them."
+    )
 
 
-def _csv(parts: Sequence[_Part], floors: Mapping[str, Mapping[str, IntArray]]) -> str:
+def _csv(parts: Sequence[_Part], tested: Mapping[str, Tested]) -> str:
     stream = io.StringIO()
     heads = (
         "dataset backbone row metric seeds mean median low high baseline difference "
@@ -419,7 +519,7 @@ def _csv(parts: Sequence[_Part], floors: Mapping[str, Mapping[str, IntArray]]) -
     table.writerow(heads)
     blank = [""] * 6
     for dataset in dict.fromkeys(part.dataset for part in parts):
-        for label, ranks in floors[dataset].items():
+        for label, ranks in tested[dataset].floors.items():
             for name in metric_names():
                 value = f"{_floor(ranks, name):.6f}"
                 table.writerow([dataset, "", label, name, 0, value, value, "", "", *blank])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,8 @@ __all__ = [
     "train_recommender",
     "write_curve",
 ]
+
+logger = logging.getLogger(__name__)
 
 FLOORS = ("popularity", "last item")
 """Recommendations that need no training, see `floor_ranks`."""
@@ -159,6 +162,7 @@ class Trained:
         best_step: Gradient steps of the weights that are served.
         steps: Gradient steps made.
         seconds: Of these, evaluations included.
+        diverged: Why it ended, where the loss was no number any more; else None.
     """
 
     valid: Mapping[str, float]
@@ -168,11 +172,12 @@ class Trained:
     best_step: int
     steps: int
     seconds: float
+    diverged: str | None = None
 
     def described(self) -> dict[str, Any]:
         """Returns all but ranks and curve, in terms of JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self)[:2]} | {
-            name: getattr(self, name) for name in ("best_step", "steps", "seconds")
+            name: getattr(self, name) for name in ("best_step", "steps", "seconds", "diverged")
         }
 
 
@@ -268,23 +273,28 @@ def check_backbone(name: str) -> Backbone:
 def train_recommender(model: LEA, steps: int, progress: bool = False) -> Trained:
     """Trains a recommender and ranks the test targets by it.
 
+    Where the loss is no number any more, the best weights from before stand.
+
     Args:
         model: To be trained.
         steps: Gradient steps at most.
         progress: Shows a progress bar.
 
     Raises:
-        DataError: The loss is no number any more.
+        DataError: The loss is no number any more, and no weights were evaluated before.
     """
     assert model.data is not None
-    started = time.perf_counter()
+    started, diverged = time.perf_counter(), None
     try:
         model.learn(steps, log_interval=0, progress_bar=progress)
     except FloatingPointError as error:
-        raise DataError(str(error)) from error
+        if model.best_step is None:
+            raise DataError(str(error)) from error
+        diverged = str(error)
+        logger.warning("%s The weights of step %d are kept.", diverged, model.best_step)
     seconds = time.perf_counter() - started
     found = model_ranks(model, model.data.examples("test", model.config.length))
-    best = max(model.evaluations, key=lambda entry: entry["NDCG@10"], default=None)
+    best = next((e for e in model.evaluations if e["step"] == model.best_step), None)
     return Trained(
         valid={} if best is None else {n: v for n, v in best.items() if n != "step"},
         test=ranking_metrics(found) if found.size else {},
@@ -293,6 +303,7 @@ def train_recommender(model: LEA, steps: int, progress: bool = False) -> Trained
         best_step=model.num_timesteps if best is None else int(best["step"]),
         steps=model.num_timesteps,
         seconds=round(seconds, 2),
+        diverged=diverged,
     )
 
 
