@@ -18,11 +18,11 @@ data = load_sequences("synthetic", n_users=100, n_items=24)
 examples = data.examples("train")
 
 # a language model of the catalogue's own text; load_language_model("...") takes any other
-# the default sizes and 3,000 steps of exercises take a quarter of an hour, and learn to choose
+# with the default sizes and 2,500 steps of exercises it learns to choose, in a quarter of an hour
 sizes = SmallModelConfig(
     vocabulary=420, hidden=32, layers=2, intermediate=64, epochs=2, exercise_steps=20
 )
-texts = [*data.texts, *practice_sentences(data, data.n_items)]
+texts = [*data.texts, *practice_sentences(data, 100)]
 language_model = small_language_model(texts, choice_exercises(data), config=sizes, progress=False)
 
 # tuned on a part of the users, it becomes the environment

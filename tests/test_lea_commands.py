@@ -150,7 +150,14 @@ def test_prepare_stop_go_on_train(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, language_model: None
 ) -> None:
     del language_model
-    sizes = ("vocabulary=420", "hidden=16", "heads=2", "epochs=1", "exercise_steps=1")
+    sizes = (
+        "vocabulary=420",
+        "hidden=16",
+        "heads=2",
+        "epochs=1",
+        "practice=40",
+        "exercise_steps=1",
+    )
     small = [f"--small={size}" for size in sizes]
     prepare = ["lea", "prepare", *NEXT, "--candidate-steps", "4", "--out", "fb", *small]
     prepare += ["--tune=iterations=2", "--epochs", "1", "--share", "0.2", "--chunk", "40"]

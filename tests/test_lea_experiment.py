@@ -242,6 +242,7 @@ def test_a_tiny_language_model_as_source(
             "heads=2",
             "layers=1",
             "epochs=1",
+            "practice=40",
             "exercise_steps=1",
         ],
         "tune": ["iterations=2", "lora_rank=2"],

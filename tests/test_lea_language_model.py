@@ -134,8 +134,14 @@ def test_practice_sentences_are_prompts_and_hints() -> None:
     sentences = practice_sentences(data, 80, seed=1)
     assert sentences == practice_sentences(data, 80, seed=1)
     assert sentences != practice_sentences(data, 80, seed=2)
-    assert all(sentence.endswith("?") for sentence in sentences[::3])
-    for sentence in [*sentences[1::3], *sentences[2::3]]:
+    assert all(sentence.endswith("?") for sentence in sentences[3::4])
+    answered = [
+        (sentence[: -len(word) - 2], POSITIONS.index(word))
+        for sentence in sentences[::2]
+        for word in [sentence.rstrip(".").split()[-1]]
+    ]
+    assert answered == list(islice(choice_exercises(data, 1), len(answered)))
+    for sentence in sentences[1::4]:
         hints, _, text = sentence.partition(" product is titled ")
         assert f"product is titled {text}" in data.texts
         assert set(hints.split()) <= set(text.split(",")[0].split())

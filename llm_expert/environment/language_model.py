@@ -25,7 +25,6 @@ from llm_expert.environment.trees import plant, tree_mask
 from llm_expert.errors import ModelSpecError
 from recsim_env.artefacts import key, write_folder
 from recsim_env.errors import DataError
-from recsim_env.sequences import IntArray
 
 __all__ = [
     "LanguageModel",
@@ -290,10 +289,13 @@ class SmallModelConfig:
         learning_rate: Highest step size of AdamW; it rises over the first 5 % of the steps and
             falls to a tenth along half a cosine.
         weight_decay: Of AdamW.
+        practice: Practice sentences that `ilrec lea prepare` adds to the texts.
         exercise_steps: Steps in which it learns to choose from exercises, where it is given some.
             In the first thousand next to nothing is learned.
-        exercise_batch: Exercises in a step; some of the texts are gone through with them.
-        exercise_rate: Highest step size there, which rises and falls likewise.
+        exercise_batch: Exercises in a step. After them the texts are gone through once more, with a
+            quarter as many exercises in each step.
+        exercise_rate: Step size of the exercises, which rises and stays; with more, and where it
+            fell, next to nothing was learned. It is the highest one of the texts after them, too.
     """
 
     vocabulary: int = 3000
@@ -308,9 +310,10 @@ class SmallModelConfig:
     epochs: int = 4
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    exercise_steps: int = 3_000
+    practice: int = 16_000
+    exercise_steps: int = 2_500
     exercise_batch: int = 64
-    exercise_rate: float = 2e-3
+    exercise_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -319,10 +322,11 @@ class SmallModelConfig:
                 raise DataError(
                     f"SmallModelConfig.{name} is {getattr(self, name)}, expected at least 1."
                 )
-        if self.exercise_steps < 0:
-            raise DataError(
-                f"SmallModelConfig.exercise_steps is {self.exercise_steps}, expected 0 or more."
-            )
+        for name in ("practice", "exercise_steps"):
+            if getattr(self, name) < 0:
+                raise DataError(
+                    f"SmallModelConfig.{name} is {getattr(self, name)}, expected 0 or more."
+                )
         if self.vocabulary < 400:
             raise DataError(
                 f"SmallModelConfig.vocabulary is {self.vocabulary}, expected at least 400, since "
@@ -393,11 +397,12 @@ def small_language_model(
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)
         model: Any = MistralForCausalLM(settings)
-    rng = np.random.default_rng(seed)
-    stream = _stream(tokenizer, texts, rng)
-    _pretrain(model, stream, config, progress)
+    stream = _Stream(tokenizer, texts, np.random.default_rng(seed))
+    _pretrain(model, stream, None, config, progress)
     if exercises is not None and config.exercise_steps:
-        _exercise(model, tokenizer, stream, exercises, config, progress)
+        exam = _Exam(model, tokenizer, exercises)
+        _exercise(model, exam, config, progress)
+        _pretrain(model, stream, exam, config, progress)
     return LanguageModel(model, tokenizer, "small")
 
 
@@ -427,120 +432,142 @@ class _Stream:
     """Texts packed into rows of one length, in a new order for each pass.
 
     Args:
-        rows: Tokens of each text.
+        tokenizer: For the texts.
+        texts: The texts.
         rng: Of the order.
     """
 
-    def __init__(self, rows: Sequence[IntArray], rng: np.random.Generator) -> None:
-        self.rows, self._rng = rows, rng
+    def __init__(self, tokenizer: Any, texts: Sequence[str], rng: np.random.Generator) -> None:
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._rows = [np.array([begin, *ids, end]) for ids in _encoded(tokenizer, texts)]
+        self._rng = rng
 
     def n_blocks(self, width: int) -> int:
         """Returns how many rows of a width a pass has."""
-        return max(1, sum(map(len, self.rows)) // width)
-
-    def passed(self, width: int) -> th.Tensor:
-        """Returns (n_blocks, width) tokens, a pass over the texts."""
-        order = self._rng.permutation(len(self.rows))
-        stream = np.concatenate([self.rows[number] for number in order])
-        count = self.n_blocks(width)
-        return th.from_numpy(np.resize(stream, count * width).reshape(count, width))
+        return max(1, sum(map(len, self._rows)) // width)
 
     def batches(self, width: int, size: int) -> Iterator[th.Tensor]:
-        """Yields (size or less, width) tokens without end."""
+        """Yields (size or less, width) tokens without end, one pass after the other."""
+        count = self.n_blocks(width)
         while True:
-            yield from self.passed(width).split(size)
+            order = self._rng.permutation(len(self._rows))
+            stream = np.concatenate([self._rows[number] for number in order])
+            blocks = np.resize(stream, count * width).reshape(count, width)
+            yield from th.from_numpy(blocks).split(size)
 
 
-def _stream(tokenizer: Any, texts: Sequence[str], rng: np.random.Generator) -> _Stream:
-    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return _Stream([np.array([begin, *ids, end], np.int64) for ids in encoded["input_ids"]], rng)
+class _Exam:
+    """Exercises, and how well a model answers them.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        exercises: Prompts and which position word is to follow.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, exercises: Iterator[tuple[str, int]]) -> None:
+        self._model, self._tokenizer, self._exercises = model, tokenizer, exercises
+        words = _encoded(tokenizer, [f" {word}" for word in POSITIONS])
+        self._words = th.tensor([ids[0] for ids in words])
+
+    def loss(self, size: int) -> th.Tensor:
+        """Returns the mean loss of so many new exercises; only the answer counts."""
+        prompts, places = zip(*islice(self._exercises, size), strict=True)
+        begin, padding = self._tokenizer.bos_token_id, self._tokenizer.pad_token_id
+        rows = [[begin, *ids] for ids in _encoded(self._tokenizer, prompts)]
+        last = th.tensor([len(row) - 1 for row in rows])
+        padded = np.full((len(rows), int(last.max()) + 1), padding, np.int64)
+        for number, row in enumerate(rows):
+            padded[number, : len(row)] = row
+        output = self._model.base_model(input_ids=th.from_numpy(padded), use_cache=False)
+        ends = output.last_hidden_state[th.arange(len(rows)), last]
+        logits = self._model.get_output_embeddings()(ends)
+        return th.nn.functional.cross_entropy(logits, self._words[th.tensor(places)])
 
 
-def _next_token_loss(model: Any, tokens_BT: th.Tensor) -> th.Tensor:
-    logits = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
-    return th.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
+def _encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True
+    )["input_ids"]
+    return found
 
 
-def _pretrain(model: Any, stream: _Stream, config: SmallModelConfig, progress: bool) -> None:
-    """Trains the model to continue the texts."""
+def _exercise(model: Any, exam: _Exam, config: SmallModelConfig, progress: bool) -> None:
+    """Trains the model to answer, which makes it forget the texts.
+
+    With texts in the same steps, and without texts before, nothing was learned in 1,300.
+    """
+    optimiser = _optimiser(model, config.exercise_rate, 0.1 * config.weight_decay)
+    losses = (exam.loss(config.exercise_batch) for _ in range(config.exercise_steps))
+    schedule = _schedule(optimiser, config.exercise_steps, falls=False)
+    _descend(model, losses, schedule, "exercises", progress)
+
+
+def _pretrain(
+    model: Any, stream: _Stream, exam: _Exam | None, config: SmallModelConfig, progress: bool
+) -> None:
+    """Trains the model to continue the texts, and to answer some more, lest it forget."""
     width = config.block + 1
     n_steps = -(-stream.n_blocks(width) // config.batch_size) * config.epochs
     batches = stream.batches(width, config.batch_size)
-    losses = (_next_token_loss(model, next(batches)) for _ in range(n_steps))
-    _descend(model, losses, n_steps, config.learning_rate, config, "small language model", progress)
-
-
-def _exercise(
-    model: Any,
-    tokenizer: Any,
-    stream: _Stream,
-    exercises: Iterator[tuple[str, int]],
-    config: SmallModelConfig,
-    progress: bool,
-) -> None:
-    """Trains the model to answer, and to continue some of the texts, lest it forget them."""
-
-    def encoded(texts: Sequence[str]) -> list[list[int]]:
-        found: list[list[int]] = tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
-        return found
-
-    words = th.tensor([ids[0] for ids in encoded([f" {word}" for word in POSITIONS])])
-    texts = stream.batches(config.block + 1, max(1, config.batch_size // 8))
+    rate = config.learning_rate if exam is None else config.exercise_rate
 
     def loss() -> th.Tensor:
-        prompts, places = zip(*islice(exercises, config.exercise_batch), strict=True)
-        rows = [[tokenizer.bos_token_id, *ids] for ids in encoded(prompts)]
-        last = th.tensor([len(row) - 1 for row in rows])
-        padded = np.full((len(rows), int(last.max()) + 1), tokenizer.pad_token_id, np.int64)
-        for number, row in enumerate(rows):
-            padded[number, : len(row)] = row
-        states = model.base_model(input_ids=th.from_numpy(padded), use_cache=False)
-        answers = states.last_hidden_state[th.arange(len(rows)), last]
-        logits = model.get_output_embeddings()(answers)
-        right = words[th.tensor(places)]
-        answered = th.nn.functional.cross_entropy(logits, right)
-        return answered + _next_token_loss(model, next(texts))
+        tokens_BT = next(batches)
+        logits = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+        read = th.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
+        return read if exam is None else read + exam.loss(max(1, config.exercise_batch // 4))
 
-    steps = config.exercise_steps
-    losses = (loss() for _ in range(steps))
-    _descend(model, losses, steps, config.exercise_rate, config, "exercises", progress)
+    optimiser = _optimiser(model, rate, config.weight_decay)
+    losses = (loss() for _ in range(n_steps))
+    _descend(model, losses, _schedule(optimiser, n_steps, falls=True), "texts", progress)
+
+
+def _optimiser(model: Any, rate: float, weight_decay: float) -> th.optim.Optimizer:
+    return th.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay, betas=(0.9, 0.98))
+
+
+@dataclass(frozen=True, eq=False)
+class _Schedule:
+    """An optimiser and how its step size goes."""
+
+    optimiser: th.optim.Optimizer
+    steps: int
+    rates: th.optim.lr_scheduler.LRScheduler
+
+
+def _schedule(optimiser: th.optim.Optimizer, steps: int, *, falls: bool) -> _Schedule:
+    rates = th.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps, falls))
+    return _Schedule(optimiser, steps, rates)
 
 
 def _descend(
-    model: Any,
-    losses: Iterator[th.Tensor],
-    n_steps: int,
-    learning_rate: float,
-    config: SmallModelConfig,
-    what: str,
-    progress: bool,
+    model: Any, losses: Iterator[th.Tensor], schedule: _Schedule, what: str, progress: bool
 ) -> None:
     """Makes a step for each loss, as it is computed."""
-    optimiser = th.optim.AdamW(
-        model.parameters(),
-        lr=learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(0.9, 0.98),
-    )
-    schedule = th.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps))
     model.train()
-    with tqdm(losses, total=n_steps, desc=what, unit="step", disable=not progress) as bar:
+    with tqdm(
+        losses,
+        total=schedule.steps,
+        desc=f"small language model: {what}",
+        unit="step",
+        disable=not progress,
+    ) as bar:
         for loss in bar:
-            optimiser.zero_grad(set_to_none=True)
+            schedule.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             th.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
+            schedule.optimiser.step()
+            schedule.rates.step()
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
 
 
-def _rate(step: int, n_steps: int) -> float:
+def _rate(step: int, n_steps: int, falls: bool) -> float:
     """Returns the share of the learning rate in a step."""
     rising = max(1, n_steps // 20)
     if step < rising:
         return (step + 1) / rising
+    if not falls:
+        return 1.0
     done = (step - rising) / max(1, n_steps - rising)
     return 0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))

@@ -226,7 +226,7 @@ class _Stages:
         )
         folder = self.folder / f"language_model-{key[:16]}"
         if not artefacts.check_folder(folder):
-            practice = practice_sentences(self.data, self.data.n_items, self.seed)
+            practice = practice_sentences(self.data, config.practice, self.seed)
             texts = [*self.data.texts, *practice]
             made = small_language_model(
                 texts,

@@ -31,9 +31,9 @@ def practice_sentences(
 ) -> list[str]:
     """Returns sentences that teach what item tokens and prompts look like.
 
-    Two in three are an item's text after one to three words of its title, so that what stands
-    before a text tells the model what it is about, as an item token has to. The others are user and
-    reward prompts about items drawn alike.
+    A quarter is an item's text after one to three words of its title, so that what stands before a
+    text tells the model what it is about, as an item token has to. Another quarter is user and
+    reward prompts about items drawn alike, and half are exercises with their answers.
 
     Args:
         data: Items and their texts.
@@ -44,6 +44,7 @@ def practice_sentences(
     prompts = prompts or Prompts()
     rng = np.random.default_rng(seed)
     user, reward = (prompts.parts(name, data.noun) for name in ("user", "reward"))
+    exercises = choice_exercises(data, seed, prompts)
 
     def listed(count: int) -> str:
         chosen = rng.integers(data.n_items, size=count)
@@ -51,13 +52,16 @@ def practice_sentences(
 
     sentences = []
     for number in range(n_sentences):
-        if number % 3:
+        if number % 4 == 1:
             item = int(rng.integers(data.n_items))
             hints = _some(data.titles[item].split() or [data.noun], int(rng.integers(1, 4)), rng)
             sentences.append(f"{' '.join(hints)} {data.texts[item]}")
-        else:
+        elif number % 4 == 3:
             text = listed(int(rng.integers(1, 4))).join(user)
             sentences.append(text + listed(1).join(reward))
+        else:
+            prompt, place = next(exercises)
+            sentences.append(f"{prompt} {POSITIONS[place]}.")
     return sentences
 
 
