@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 from llm_expert.environment import (
+    POSITIONS,
     ItemTokens,
     LanguageModel,
+    Prompts,
     SmallModelConfig,
     item_tokens,
-    practice_sentences,
     small_language_model,
 )
 from recsim_env.sequences import SequenceData
@@ -61,9 +63,31 @@ def catalogue(n_users: int = 40) -> SequenceData:
 
 
 def lines() -> list[str]:
-    """What the language model is trained on."""
-    data = catalogue()
-    return [*data.texts, *practice_sentences(data, 60)]
+    """What the language model is trained on: texts, texts after hints, and prompts with titles."""
+    data, prompts, rng = catalogue(), Prompts(), np.random.default_rng(0)
+    user, reward, choice = (prompts.parts(n, data.noun) for n in ("user", "reward", "choice"))
+
+    def listed(labels: Sequence[str]) -> str:
+        items = rng.integers(data.n_items, size=len(labels))
+        return ";".join(f"{label} {data.titles[i]}" for label, i in zip(labels, items, strict=True))
+
+    sentences = []
+    for number in range(60):
+        if number % 2:
+            item = int(rng.integers(data.n_items))
+            hints = rng.choice(
+                data.titles[item].split(), size=int(rng.integers(1, 4)), replace=False
+            )
+            sentences.append(f"{' '.join(hints)} {data.texts[item]}")
+            continue
+        text = listed([""] * int(rng.integers(1, 4))).join(user)
+        if number % 4:
+            text += listed([""]).join(reward)
+        else:
+            places = listed([f" {word}" for word in POSITIONS]).join(choice)
+            text += f"{places} {POSITIONS[int(rng.integers(5))]}."
+        sentences.append(text)
+    return [*data.texts, *sentences]
 
 
 @cache
