@@ -499,8 +499,8 @@ def _exercise(model: Any, exam: _Exam, config: SmallModelConfig, progress: bool)
     """
     optimiser = _optimiser(model, config.exercise_rate, 0.1 * config.weight_decay)
     losses = (exam.loss(config.exercise_batch) for _ in range(config.exercise_steps))
-    schedule = _schedule(optimiser, config.exercise_steps, falls=False)
-    _descend(model, losses, schedule, "exercises", progress)
+    rates = _rates(optimiser, config.exercise_steps, falls=False)
+    _descend(model, losses, config.exercise_steps, rates, "exercises", progress)
 
 
 def _pretrain(
@@ -520,45 +520,42 @@ def _pretrain(
 
     optimiser = _optimiser(model, rate, config.weight_decay)
     losses = (loss() for _ in range(n_steps))
-    _descend(model, losses, _schedule(optimiser, n_steps, falls=True), "texts", progress)
+    _descend(model, losses, n_steps, _rates(optimiser, n_steps, falls=True), "texts", progress)
 
 
 def _optimiser(model: Any, rate: float, weight_decay: float) -> th.optim.Optimizer:
     return th.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay, betas=(0.9, 0.98))
 
 
-@dataclass(frozen=True, eq=False)
-class _Schedule:
-    """An optimiser and how its step size goes."""
-
-    optimiser: th.optim.Optimizer
-    steps: int
-    rates: th.optim.lr_scheduler.LRScheduler
-
-
-def _schedule(optimiser: th.optim.Optimizer, steps: int, *, falls: bool) -> _Schedule:
-    rates = th.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps, falls))
-    return _Schedule(optimiser, steps, rates)
+def _rates(
+    optimiser: th.optim.Optimizer, n_steps: int, *, falls: bool
+) -> th.optim.lr_scheduler.LambdaLR:
+    return th.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps, falls))
 
 
 def _descend(
-    model: Any, losses: Iterator[th.Tensor], schedule: _Schedule, what: str, progress: bool
+    model: Any,
+    losses: Iterator[th.Tensor],
+    n_steps: int,
+    rates: th.optim.lr_scheduler.LambdaLR,
+    what: str,
+    progress: bool,
 ) -> None:
     """Makes a step for each loss, as it is computed."""
     model.train()
     with tqdm(
         losses,
-        total=schedule.steps,
+        total=n_steps,
         desc=f"small language model: {what}",
         unit="step",
         disable=not progress,
     ) as bar:
         for loss in bar:
-            schedule.optimiser.zero_grad(set_to_none=True)
+            rates.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             th.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            schedule.optimiser.step()
-            schedule.rates.step()
+            rates.optimizer.step()
+            rates.step()
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
 
 
