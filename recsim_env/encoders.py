@@ -194,10 +194,14 @@ class SASRecEncoder(nn.Module):
 
     def forward(self, items_BL: Tensor) -> Tensor:
         """Encodes sequences: (B, L) item indices to (B, D), zeros for an empty one."""
-        return self.states(items_BL)[:, -1]
+        return self._encode(items_BL, last=True)[:, 0]
 
     def states(self, items_BL: Tensor) -> Tensor:
         """Encodes every prefix: (B, L) item indices, L <= max_length, to (B, L, D)."""
+        return self._encode(items_BL, last=False)
+
+    def _encode(self, items_BL: Tensor, last: bool) -> Tensor:
+        """Encodes every prefix, or whole sequences only: (B, L, D) or (B, 1, D)."""
         items_BL = items_BL[:, -self.max_length :]
         if not items_BL.shape[1]:
             items_BL = items_BL.new_full((len(items_BL), 1), self.n_items)
@@ -209,9 +213,36 @@ class SASRecEncoder(nn.Module):
         own_LL = torch.eye(width, dtype=torch.bool, device=x_BLD.device)
         # A padded place may see itself, else its softmax would have nothing to sum over.
         blocked_BLL = ~((allowed_LL & ~padding_BL[:, None, :]) | own_LL)
-        for block in self.blocks:
-            x_BLD = block(x_BLD, src_mask=blocked_BLL)
+        for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, nn.TransformerEncoderLayer)
+            if last and number == len(self.blocks):
+                x_BLD = _last_place(block, x_BLD, blocked_BLL)
+                padding_BL = padding_BL[:, -1:]
+            else:
+                x_BLD = block(x_BLD, src_mask=blocked_BLL)
         return torch.where(padding_BL[..., None], 0.0, self.norm(x_BLD))
+
+
+def _last_place(block: nn.TransformerEncoderLayer, x_BLD: Tensor, blocked_BLL: Tensor) -> Tensor:
+    """Returns what the block makes of the last place, (B, 1, D), without the work for the others.
+
+    Args:
+        block: Of one head, with its normalisation first.
+        x_BLD: What goes into it.
+        blocked_BLL: Which place (second axis) may not see which (third axis).
+    """
+    normed_BLD, x_B1D = block.norm1(x_BLD), x_BLD[:, -1:]
+    seen_B1D, _ = block.self_attn(
+        normed_BLD[:, -1:],
+        normed_BLD,
+        normed_BLD,
+        attn_mask=blocked_BLL[:, -1:],
+        need_weights=False,
+    )
+    x_B1D = x_B1D + block.dropout1(seen_B1D)
+    inner_B1H = block.dropout(block.activation(block.linear1(block.norm2(x_B1D))))
+    out_B1D: Tensor = x_B1D + block.dropout2(block.linear2(inner_B1H))
+    return out_B1D
 
 
 Encoder = GRUEncoder | SASRecEncoder

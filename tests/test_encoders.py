@@ -74,6 +74,25 @@ def test_states_are_causal(kind: str) -> None:
     torch.testing.assert_close(states[:1, -1], net(torch.tensor([[5, 2, 7, 7]])))
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_sasrec_encodes_the_last_place_alone(blocks: int) -> None:
+    torch.manual_seed(1)
+    net = SASRecEncoder(N_ITEMS, 8, 6, blocks).eval()
+    items = torch.randint(N_ITEMS, (7, 6))
+    for row in range(7):
+        items[row, :row] = N_ITEMS  # from a whole sequence to an empty one
+    found, gradients = [], []
+    for encoded in (net(items), net.states(items)[:, -1]):
+        found.append(encoded.detach())
+        net.zero_grad()
+        encoded.square().sum().backward()
+        gradients.append([weight.grad for weight in net.parameters() if weight.grad is not None])
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*gradients)
+    assert not found[0][-1].any()
+    assert found[0][:-1].any(dim=1).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_items_give_zeros(kind: str) -> None:
     net = encoder(kind)

@@ -82,6 +82,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+def test_other_choosers_show_what_the_choice_is_worth(asked: list[str], tmp_path: Path) -> None:
+    found = {name: computed(chooser=name, folder=tmp_path) for name in ("recommender", "random")}
+    assert "choice" not in asked
+    best, drawn = found["recommender"].augmented, found["random"].augmented
+    assert best is not None
+    assert drawn is not None
+    np.testing.assert_array_equal(best, lists()[:, 0])
+    places = np.bincount((lists() == drawn[:, None]).argmax(axis=1), minlength=5)
+    assert places.min() > 0.1 * len(drawn)
+    for one in found.values():
+        assert one.augmented is not None
+        assert one.augmented_rewards is not None
+        direct = environment().rewards(examples().histories, one.augmented)
+        np.testing.assert_allclose(one.augmented_rewards, direct, atol=1e-4)
+    with pytest.raises(DataError, match="no chooser 'dice'"):
+        computed(chooser="dice")
+
+
 def test_it_is_what_the_environment_says(tmp_path: Path) -> None:
     found, rows, tuned = computed(folder=tmp_path), examples(), environment()
     found.check(rows)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llm_expert.environment.precompute import CHOOSERS, precompute
 from recsim_env import artefacts
 from recsim_env import command_line as cl
 from recsim_env.errors import ArtefactError, DataError
@@ -87,6 +88,13 @@ class LanguageModelSource:
             help="tune the choice among five, too, which the paper does not (default: off)",
         )
         group.add_argument(
+            "--chooser",
+            choices=CHOOSERS,
+            default=CHOOSERS[0],
+            help="who chooses among the five: the language model or, to see what its choice is "
+            "worth, the recommender (its best) or a draw (default: llm)",
+        )
+        group.add_argument(
             "--negatives",
             type=cl.positive,
             default=5,
@@ -138,6 +146,7 @@ class LanguageModelSource:
             "dtype": arguments.llm_dtype,
             "seed": arguments.llm_seed,
             "negatives": arguments.negatives,
+            "chooser": arguments.chooser,
             "small": None if small is None else asdict(small),
             "tuning": asdict(_config(arguments)),
         }
@@ -165,7 +174,6 @@ class LanguageModelSource:
             ModelSpecError: The language model cannot be loaded.
             LLMError: It gave numbers that are not finite.
         """
-        from llm_expert.environment.precompute import precompute
         from recsim_env.environment_feedback import sample_negatives
 
         config, seed = _config(arguments), arguments.llm_seed
@@ -178,6 +186,7 @@ class LanguageModelSource:
             examples,
             negatives=sample_negatives(examples, arguments.negatives, seed),
             candidates=candidates,
+            chooser=arguments.chooser,
             folder=folder / "pieces",
             chunk=arguments.chunk,
             seed=seed,

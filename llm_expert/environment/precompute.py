@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,13 @@ from llm_expert.environment.environment import LLMEnvironment
 from llm_expert.errors import LLMError
 from recsim_env.artefacts import key
 from recsim_env.environment_feedback import EnvironmentFeedback
-from recsim_env.errors import DataError
+from recsim_env.errors import DataError, near_miss
 from recsim_env.sequences import Examples, IntArray
 
-__all__ = ["precompute"]
+__all__ = ["CHOOSERS", "Chooser", "precompute"]
 
+Chooser = Literal["llm", "recommender", "random"]
+CHOOSERS: tuple[Chooser, ...] = get_args(Chooser)
 _Arrays = dict[str, NDArray[Any]]
 
 
@@ -29,6 +31,7 @@ def precompute(
     *,
     negatives: IntArray,
     candidates: IntArray | None = None,
+    chooser: Chooser = "llm",
     folder: str | Path | None = None,
     chunk: int = 512,
     seed: int = 0,
@@ -45,8 +48,11 @@ def precompute(
         environment: The tuned language model.
         examples: m rows.
         negatives: (m, k) sampled items, from `sample_negatives`.
-        candidates: (m, 5) items for the language model to choose from, which are shown to it in
-            an order drawn for each row; None: no augmentation.
+        candidates: (m, 5) items for the language model to choose from, the recommender's best
+            first, which are shown to it in an order drawn for each row; None: no augmentation.
+        chooser: Who chooses. Beside the language model there are two that show what its choice is
+            worth: "recommender" takes the first candidate, "random" any. The chosen item's reward
+            is the language model's in any case.
         folder: Keeps finished pieces, so that the same call goes on where it was stopped, and
             computes nothing that is there; None keeps nothing.
         chunk: Rows of a piece.
@@ -60,6 +66,8 @@ def precompute(
     """
     m = len(examples)
     _check(environment, examples, negatives, candidates, chunk)
+    if chooser not in CHOOSERS:
+        raise DataError(f"There is no chooser {chooser!r}; {near_miss(chooser, CHOOSERS)}.")
     common = {"environment": environment.fingerprint, "examples": examples.fingerprint}
     plain = ChunkFolder(folder, "states", key(**common, chunk=chunk, negatives=negatives))
     parts = [np.arange(at, min(at + chunk, m)) for at in range(0, m, chunk)]
@@ -94,6 +102,8 @@ def precompute(
         if candidates is not None:
             # the recommender's order would tell, and language models favour places
             lists = np.random.default_rng(seed).permuted(candidates, axis=1)
+            if chooser != "llm":
+                lists = candidates[:, :1] if chooser == "recommender" else lists[:, :1]
             augmented = ChunkFolder(
                 folder, "augmented", key(**common, chunk=chunk, candidates=lists)
             )
@@ -166,8 +176,9 @@ def _states_and_rewards(
 
 
 def _augmented(environment: LLMEnvironment, examples: Examples, candidates: IntArray) -> _Arrays:
-    """Asks which candidate would be chosen, and for its reward."""
-    chosen = environment.choose(examples.histories, candidates)
+    """Asks which candidate would be chosen, where there are several, and for its reward."""
+    only = candidates.shape[1] == 1
+    chosen = candidates[:, 0] if only else environment.choose(examples.histories, candidates)
     return {
         "augmented": chosen,
         "augmented_rewards": environment.rewards(examples.histories, chosen),
