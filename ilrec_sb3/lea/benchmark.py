@@ -44,6 +44,7 @@ def run_recommender_benchmark(
     report_only: bool = False,
     dry_run: bool = False,
     command: Sequence[str] = (),
+    progress: bool = False,
     say: Callable[[str], None] = logger.info,
 ) -> tuple[Path | None, int]:
     """Makes the cells of a grid that are missing, and the report of all that are there.
@@ -65,6 +66,7 @@ def run_recommender_benchmark(
         report_only: Makes no cell.
         dry_run: Makes nothing, and says what would be made.
         command: What was typed, to be kept and shown in the report.
+        progress: Shows progress bars while feedback is made, where it is one process.
         say: Takes lines that tell how far it is.
 
     Returns:
@@ -77,7 +79,8 @@ def run_recommender_benchmark(
     folder = _folder(grid, out)
     if report_only and not folder.is_dir():
         raise DataError(f"{folder} is not there, so there is no cell to report: make some first.")
-    maker = Maker(grid, data, cache, code_hash())
+    # Bars of several processes would overwrite each other.
+    maker = Maker(grid, data, cache, code_hash(), progress and jobs == 1)
     chosen = _chosen(grid, only, datasets)
     _check_sources(chosen)
     plans = [_plan(maker, task, folder) for task in chosen]
@@ -217,6 +220,9 @@ def _prepare(
         [plan for plan in first.values() if plan.task.dataset == name]
         for name in dict.fromkeys(plan.task.dataset for plan in first.values())
     ]
+    if pieces:
+        names = ", ".join(piece[0].task.dataset for piece in pieces)
+        say(f"Feedback first ({names}): what is missing is made, which can take long.")
     broken: dict[Path | None, str] = {}
     with closing(in_parallel(maker.prepare_all, pieces, min(jobs, max(len(pieces), 1)))) as found:
         for number, outcome in found:

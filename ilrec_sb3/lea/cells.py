@@ -107,12 +107,19 @@ class Maker:
         root: Folder with the raw data.
         cache: Of prepared artefacts.
         code: Hash of the package's code.
+        progress: Shows progress bars while feedback is made.
     """
 
     def __init__(
-        self, grid: RecommenderGrid, root: str | None, cache: str | None, code: str
+        self,
+        grid: RecommenderGrid,
+        root: str | None,
+        cache: str | None,
+        code: str,
+        progress: bool = False,
     ) -> None:
         self.grid, self.root, self.cache, self.code = grid, root, cache, code
+        self.progress = progress
         self._data: dict[str, SequenceData] = {}
         self._feedback: tuple[Path | None, EnvironmentFeedback | None] = (None, None)
 
@@ -123,13 +130,12 @@ class Maker:
             self._data[name] = load_data(dataset.dataset, self.root, dataset.options, self.cache)
         return self._data[name]
 
-    def prepare(self, task: RecommenderTask, folder: Path, progress: bool) -> None:
+    def prepare(self, task: RecommenderTask, folder: Path) -> None:
         """Makes the feedback that a task needs.
 
         Args:
             task: The task.
             folder: Of the feedback; what the stages make is kept beside it.
-            progress: Shows progress bars.
         """
         assert task.candidates is not None
         source = make_source(task.environment)
@@ -141,7 +147,7 @@ class Maker:
             candidates=task.candidates,
             stages=folder.parent / STAGES,
             device=self.grid.device,
-            progress=progress,
+            progress=self.progress,
         )
 
     def prepare_all(self, plans: Sequence[Plan]) -> dict[Path, Made]:
@@ -157,7 +163,7 @@ class Maker:
             failed = None
             try:
                 with one_thread():
-                    self.prepare(plan.task, plan.feedback.parent, progress=False)
+                    self.prepare(plan.task, plan.feedback.parent)
             except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
                 failed = _reason(error)
                 logger.info("%s", traceback.format_exc())

@@ -405,6 +405,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         report_only=arguments.report_only,
         dry_run=arguments.dry_run,
         command=arguments.argv,
+        progress=arguments.progress,
         say=cl.say,
     )
     return cl.grid_made(report, failed)
