@@ -6,7 +6,7 @@
     python benchmarks/lea/recbole_comparison.py table industrial OUT
 
 RecBole wants older packages than ours, so its part runs in an environment of its own (RecBole 1.2,
-kmeans-pytorch, "numpy<2", "scipy<1.12" and "pandas<2.2") and meets ours in files: each of our train,
+kmeans-pytorch, "numpy<2", "scipy<1.12", "pandas<2.2") and meets ours in files: each of our train,
 validation and test examples is a row of a benchmark file, history and next item, so that nothing is
 split or expanded anew. Both rank all items, those of the history among them, and both choose the
 weights with the best NDCG@10 on the validation split. Sizes that a paper leaves open are each
