@@ -34,6 +34,7 @@ VARIANTS = ("Normal", "SNQN", "SA2C", "SA2C-LEASR")
 STATES = 128  # numbers in a state of the small language model
 WARM_UP = 20
 TOP = 20
+PROFILED = 30  # steps
 
 
 def made_up(n_items: int, n_users: int = 3_000) -> SequenceData:
@@ -78,16 +79,22 @@ def learning(model: LEA, steps: int, runs: int) -> list[float]:
     return [examples / seconds_of(lambda: model.learn(steps, log_interval=0)) for _ in range(runs)]
 
 
-def shares(model: LEA, steps: int, most: int) -> list[tuple[str, float]]:
-    """Returns the operations of a step that take longest, and their shares of its time."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        model.learn(steps, log_interval=0)
-    found = sorted(
-        ((event.key, event.self_cpu_time_total) for event in profiler.key_averages()),
-        key=lambda pair: -pair[1],
-    )
-    total = sum(spent for _, spent in found)
-    return [(name, spent / total) for name, spent in found[:most]]
+def shares(model: LEA, steps: int, runs: int, most: int) -> list[tuple[str, float]]:
+    """Returns the operations of a step that take longest, and their shares of its time.
+
+    The profiler takes memory of its own, and operations that come upon its new pages wait for them.
+    So there are several runs, of which the fastest counts.
+    """
+    fastest: dict[str, float] = {}
+    for _ in range(runs):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            model.learn(steps, log_interval=0)
+        found = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+        if not fastest or sum(found.values()) < sum(fastest.values()):
+            fastest = found
+    total = sum(fastest.values())
+    ordered = sorted(fastest.items(), key=lambda pair: -pair[1])
+    return [(name, spent / total) for name, spent in ordered[:most]]
 
 
 def answering(model: LEA, data: SequenceData, calls: int) -> list[float]:
@@ -130,7 +137,8 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     lines += ["| backbone | variant | operations and their shares |", "|---|---|---|"]
     for backbone in BACKBONES:
         for variant in (VARIANTS[0], VARIANTS[-1]):
-            found = shares(made(backbone, variant), arguments.steps, 6)
+            model = made(backbone, variant)
+            found = shares(model, PROFILED, arguments.runs, 6)
             said = ", ".join(f"`{name}` {share:.0%}" for name, share in found)
             lines.append(f"| {backbone} | {variant} | {said} |")
     lines += ["", f"## Answering: the {TOP} best items for one user (one thread)", ""]
