@@ -174,6 +174,7 @@ def test_prepare_stop_go_on_train(
     assert not Path("fb", FEEDBACK).exists()
     kept = {path.name.split("-")[0] for path in Path("fb/stages").iterdir()}
     assert {"candidates", "language_model", "item_tokens"} <= kept
+    assert any(Path("fb/stages/pieces").glob("small_model-*/*"))  # where its training stood
     assert main(prepare) == 0
     assert Path("fb", FEEDBACK).exists()
     capsys.readouterr()

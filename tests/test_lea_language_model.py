@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from llm_expert.environment import (
     small_language_model,
     state_loss,
 )
+from llm_expert.environment import language_model as language_models
 from llm_expert.environment.adapters import Adapter
 from llm_expert.environment.practice import telling_words
 from llm_expert.environment.trees import plant, tree_mask
@@ -181,6 +183,43 @@ def test_the_small_model_learns_what_it_is_asked() -> None:
         with th.inference_mode():
             logits = lm.logits(lm.hidden(lm.embed(codes))[0, -1])
         assert int(logits.argmax()) == words[place]
+
+
+@pytest.mark.parametrize("asked", [3, 20, 50])
+def test_the_small_model_goes_on_where_it_was_stopped(
+    asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the exercises and in the texts after them; the end is the same to the last bit."""
+    monkeypatch.setattr(language_models, "_KEPT_EVERY", 4)
+    config = replace(short_training(), batch_size=1, exercise_steps=10, exercise_batch=4)
+    exercises = [("the red one is the", 0), ("the blue one is the", 1), ("and now it is the", 2)]
+
+    def until(most: int) -> Iterator[tuple[str, int]]:
+        yield from islice(cycle(exercises), most)
+        raise KeyboardInterrupt
+
+    texts = lines() * 4
+    learned: list[int] = []
+    learn = th.optim.AdamW.step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        learned[-1] += 1
+        return learn(*args, **kwargs)
+
+    monkeypatch.setattr(th.optim.AdamW, "step", counted)
+
+    def made(source: Iterator[tuple[str, int]], folder: Path | None) -> LanguageModel:
+        learned.append(0)
+        return small_language_model(texts, source, config=config, progress=False, folder=folder)
+
+    whole = made(cycle(exercises), None)
+    with pytest.raises(KeyboardInterrupt):
+        made(until(asked), tmp_path)
+    assert made(cycle(exercises), tmp_path).fingerprint == whole.fingerprint
+    assert 0 < learned[1] < learned[0]
+    assert learned[0] <= learned[1] + learned[2] < learned[0] + 4
+    assert made(cycle(exercises), tmp_path).fingerprint == whole.fingerprint
+    assert learned[3] == 0
 
 
 def test_a_tree_by_hand() -> None:

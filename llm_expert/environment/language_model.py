@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,10 @@ import numpy as np
 import torch as th
 from tqdm import tqdm
 
+from llm_expert.environment.chunks import ChunkFolder
 from llm_expert.environment.prompts import POSITIONS
 from llm_expert.environment.trees import plant, tree_mask
+from llm_expert.environment.tuning_state import restored, tuning_state
 from llm_expert.errors import ModelSpecError
 from recsim_env.artefacts import key, write_folder
 from recsim_env.errors import DataError
@@ -36,6 +38,7 @@ __all__ = [
 _PADDING, _START, _END = "<pad>", "<s>", "</s>"
 _ANCHOR = "x"
 """What stands before a text that is encoded as a continuation."""
+_KEPT_EVERY = 100  # steps
 _CLOSE = 0.02
 """Largest difference, as a share of the largest number, at which two ways count as one."""
 
@@ -347,6 +350,7 @@ def small_language_model(
     seed: int = 0,
     config: SmallModelConfig | None = None,
     progress: bool = True,
+    folder: str | Path | None = None,
 ) -> LanguageModel:
     """Trains a tokenizer and a small model of Mistral's architecture on texts, from scratch.
 
@@ -361,6 +365,8 @@ def small_language_model(
         seed: Of the initial weights and the order of the texts.
         config: Sizes; None takes the default.
         progress: Shows a progress bar.
+        folder: Keeps where the training stands after every hundred steps, so that the same call,
+            with the same exercises, goes on where it was stopped; None keeps nothing.
 
     Raises:
         DataError: There are no texts.
@@ -398,11 +404,12 @@ def small_language_model(
         th.manual_seed(seed)
         model: Any = MistralForCausalLM(settings)
     stream = _Stream(tokenizer, texts, np.random.default_rng(seed))
-    _pretrain(model, stream, None, config, progress)
+    lessons = [_reading(model, stream, config)]
     if exercises is not None and config.exercise_steps:
         exam = _Exam(model, tokenizer, exercises)
-        _exercise(model, exam, config, progress)
-        _pretrain(model, stream, exam, config, progress)
+        lessons += [_answering(exam, config), _reading(model, stream, config, exam)]
+    source = key(texts=list(texts), config=asdict(config), seed=seed, lessons=len(lessons))
+    _teach(model, lessons, ChunkFolder(folder, "small_model", source), progress)
     return LanguageModel(model, tokenizer, "small")
 
 
@@ -456,6 +463,9 @@ class _Stream:
             yield from th.from_numpy(blocks).split(size)
 
 
+_Asked = list[tuple[str, int]]
+
+
 class _Exam:
     """Exercises, and how well a model answers them.
 
@@ -470,9 +480,13 @@ class _Exam:
         words = _encoded(tokenizer, [f" {word}" for word in POSITIONS])
         self._words = th.tensor([ids[0] for ids in words])
 
-    def loss(self, size: int) -> th.Tensor:
-        """Returns the mean loss of so many new exercises; only the answer counts."""
-        prompts, places = zip(*islice(self._exercises, size), strict=True)
+    def draw(self, size: int) -> _Asked:
+        """Returns so many new exercises."""
+        return list(islice(self._exercises, size))
+
+    def loss(self, asked: _Asked) -> th.Tensor:
+        """Returns the mean loss of exercises; only the answer counts."""
+        prompts, places = zip(*asked, strict=True)
         begin, padding = self._tokenizer.bos_token_id, self._tokenizer.pad_token_id
         rows = [[begin, *ids] for ids in _encoded(self._tokenizer, prompts)]
         last = th.tensor([len(row) - 1 for row in rows])
@@ -492,71 +506,114 @@ def _encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def _exercise(model: Any, exam: _Exam, config: SmallModelConfig, progress: bool) -> None:
-    """Trains the model to answer, which makes it forget the texts.
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """A part of the training, with an optimiser of its own.
+
+    Attributes:
+        name: For the progress bar.
+        n_steps: Gradient steps.
+        draws: Yields what each step learns from, without end.
+        loss: Of what was drawn.
+        rate: Learning rate at its highest.
+        weight_decay: Of AdamW.
+        falls: Whether the rate falls to a tenth.
+    """
+
+    name: str
+    n_steps: int
+    draws: Iterator[Any]
+    loss: Callable[[Any], th.Tensor]
+    rate: float
+    weight_decay: float
+    falls: bool
+
+
+def _reading(
+    model: Any, stream: _Stream, config: SmallModelConfig, exam: _Exam | None = None
+) -> _Lesson:
+    """Returns what teaches to continue the texts, and to answer some more, lest it be forgotten."""
+    width, size = config.block + 1, config.batch_size
+    questions = max(1, config.exercise_batch // 4)
+
+    def draws() -> Iterator[tuple[th.Tensor, _Asked | None]]:
+        for tokens in stream.batches(width, size):
+            yield tokens, None if exam is None else exam.draw(questions)
+
+    def loss(drawn: tuple[th.Tensor, _Asked | None]) -> th.Tensor:
+        tokens_BT, asked = drawn
+        logits = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+        read = th.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
+        return read if exam is None or asked is None else read + exam.loss(asked)
+
+    n_steps = -(-stream.n_blocks(width) // size) * config.epochs
+    rate = config.learning_rate if exam is None else config.exercise_rate
+    return _Lesson("texts", n_steps, draws(), loss, rate, config.weight_decay, falls=True)
+
+
+def _answering(exam: _Exam, config: SmallModelConfig) -> _Lesson:
+    """Returns what teaches to answer, which makes the model forget the texts.
 
     With texts in the same steps, and without texts before, nothing was learned in 1,300.
     """
-    optimiser = _optimiser(model, config.exercise_rate, 0.1 * config.weight_decay)
-    losses = (exam.loss(config.exercise_batch) for _ in range(config.exercise_steps))
-    rates = _rates(optimiser, config.exercise_steps, falls=False)
-    _descend(model, losses, config.exercise_steps, rates, "exercises", progress)
+
+    def draws() -> Iterator[_Asked]:
+        while True:
+            yield exam.draw(config.exercise_batch)
+
+    decay = 0.1 * config.weight_decay
+    return _Lesson(
+        "exercises", config.exercise_steps, draws(), exam.loss, config.exercise_rate, decay, False
+    )
 
 
-def _pretrain(
-    model: Any, stream: _Stream, exam: _Exam | None, config: SmallModelConfig, progress: bool
-) -> None:
-    """Trains the model to continue the texts, and to answer some more, lest it forget."""
-    width = config.block + 1
-    n_steps = -(-stream.n_blocks(width) // config.batch_size) * config.epochs
-    batches = stream.batches(width, config.batch_size)
-    rate = config.learning_rate if exam is None else config.exercise_rate
+def _teach(model: Any, lessons: Sequence[_Lesson], kept: ChunkFolder, progress: bool) -> None:
+    """Trains on lesson after lesson, from where the training was kept.
 
-    def loss() -> th.Tensor:
-        tokens_BT = next(batches)
-        logits = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
-        read = th.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
-        return read if exam is None else read + exam.loss(max(1, config.exercise_batch // 4))
-
-    optimiser = _optimiser(model, rate, config.weight_decay)
-    losses = (loss() for _ in range(n_steps))
-    _descend(model, losses, n_steps, _rates(optimiser, n_steps, falls=True), "texts", progress)
-
-
-def _optimiser(model: Any, rate: float, weight_decay: float) -> th.optim.Optimizer:
-    return th.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay, betas=(0.9, 0.98))
-
-
-def _rates(
-    optimiser: th.optim.Optimizer, n_steps: int, *, falls: bool
-) -> th.optim.lr_scheduler.LambdaLR:
-    return th.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps, falls))
-
-
-def _descend(
-    model: Any,
-    losses: Iterator[th.Tensor],
-    n_steps: int,
-    rates: th.optim.lr_scheduler.LambdaLR,
-    what: str,
-    progress: bool,
-) -> None:
-    """Makes a step for each loss, as it is computed."""
+    What was learned from before is drawn once more and passed over: random numbers stay in step.
+    """
+    weights = list(model.parameters())
+    found = kept.load(0)
+    at, done = (0, 0) if found is None else found["at"].tolist()
     model.train()
-    with tqdm(
-        losses,
-        total=n_steps,
-        desc=f"small language model: {what}",
-        unit="step",
-        disable=not progress,
-    ) as bar:
-        for loss in bar:
-            rates.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            th.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            rates.optimizer.step()
-            rates.step()
-            bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+    for number, lesson in enumerate(lessons):
+        if number < at:
+            _pass_over(lesson.draws, lesson.n_steps)
+            continue
+        optimiser = th.optim.AdamW(
+            weights, lr=lesson.rate, weight_decay=lesson.weight_decay, betas=(0.9, 0.98)
+        )
+        first = 0
+        if found is not None and number == at:
+            with th.random.fork_rng(devices=[]):  # nothing is drawn by torch here
+                restored(found, weights, optimiser)
+            first = done
+            _pass_over(lesson.draws, first)
+        with tqdm(
+            range(first, lesson.n_steps),
+            initial=first,
+            total=lesson.n_steps,
+            desc=f"small language model: {lesson.name}",
+            unit="step",
+            disable=not progress,
+        ) as bar:
+            for step in bar:
+                for group in optimiser.param_groups:
+                    group["lr"] = lesson.rate * _rate(step, lesson.n_steps, lesson.falls)
+                optimiser.zero_grad(set_to_none=True)
+                loss = lesson.loss(next(lesson.draws))
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimiser.step()
+                bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+                if (step + 1) % _KEPT_EVERY == 0 or step + 1 == lesson.n_steps:
+                    where = np.array([number, step + 1])
+                    kept.save(0, {**tuning_state(weights, optimiser), "at": where})
+
+
+def _pass_over(draws: Iterator[Any], count: int) -> None:
+    for _ in islice(draws, count):
+        pass
 
 
 def _rate(step: int, n_steps: int, falls: bool) -> float:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SMALL = "small"
 _FORMAT = 2
+_PIECES = "pieces"
 """Counted up when the feedback of equal options becomes another one."""
 T = TypeVar("T")
 
@@ -187,7 +188,7 @@ class LanguageModelSource:
             negatives=sample_negatives(examples, arguments.negatives, seed),
             candidates=candidates,
             chooser=arguments.chooser,
-            folder=folder / "pieces",
+            folder=folder / _PIECES,
             chunk=arguments.chunk,
             seed=seed,
             progress=progress,
@@ -243,6 +244,7 @@ class _Stages:
                 seed=self.seed,
                 config=config,
                 progress=self.progress,
+                folder=self.folder / _PIECES,
             )
             made.save(folder)
         # read back also where it was just made: what comes after must not depend on which it was
@@ -270,7 +272,7 @@ class _Stages:
                 learning_rate=config.token_learning_rate,
                 max_tokens=config.text_tokens,
                 seed=self.seed,
-                folder=self.folder / "pieces",
+                folder=self.folder / _PIECES,
                 progress=self.progress,
             )
             made.save(path)
@@ -302,7 +304,7 @@ class _Stages:
                 self.seed,
                 self.progress,
                 tokens=tokens,
-                folder=self.folder / "pieces",
+                folder=self.folder / _PIECES,
             )
             made.save(folder)
             return made

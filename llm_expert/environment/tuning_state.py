@@ -1,4 +1,4 @@
-"""Where the tuning of an environment stands between two passes over the examples, as arrays."""
+"""Where a training stands between two steps, as arrays."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Losses = dict[str, list[float]]
 def tuning_state(
     weights: Sequence[th.nn.Parameter],
     optimiser: th.optim.Optimizer,
-    rng: np.random.Generator,
-    losses: Losses,
+    rng: np.random.Generator | None = None,
+    losses: Losses | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Returns what tuning needs to go on as if it had never stopped.
+    """Returns what a training needs to go on as if it had never stopped.
 
     On a GPU the dropout after a stop is another one, since the state of its random numbers stays
     behind.
@@ -29,14 +29,12 @@ def tuning_state(
     Args:
         weights: What is trained.
         optimiser: Of these weights, after at least one step.
-        rng: Of order and sampled items.
+        rng: Of order and sampled items; None where the caller sees to that.
         losses: By name, one number for each pass made.
     """
-    arrays = {
-        "random/torch": th.get_rng_state().numpy().copy(),
-        "random/numpy": _text(rng.bit_generator.state),
-        "losses": _text(losses),
-    }
+    arrays = {"random/torch": th.get_rng_state().numpy().copy(), "losses": _text(losses or {})}
+    if rng is not None:
+        arrays["random/numpy"] = _text(rng.bit_generator.state)
     found = optimiser.state_dict()["state"]
     for number, parameter in enumerate(weights):
         arrays[f"weights/{number}"] = _array(parameter)
@@ -49,7 +47,7 @@ def restored(
     arrays: Mapping[str, NDArray[Any]],
     weights: Sequence[th.nn.Parameter],
     optimiser: th.optim.Optimizer,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
 ) -> Losses:
     """Puts everything back to where `tuning_state` found it; returns the losses.
 
@@ -69,7 +67,8 @@ def restored(
             states.setdefault(int(rest[0]), {})[rest[1]] = th.from_numpy(array)
     optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
     th.set_rng_state(th.from_numpy(arrays["random/torch"].copy()))
-    rng.bit_generator.state = json.loads(arrays["random/numpy"].tobytes())
+    if rng is not None:
+        rng.bit_generator.state = json.loads(arrays["random/numpy"].tobytes())
     losses: Losses = json.loads(arrays["losses"].tobytes())
     return losses
 
