@@ -298,6 +298,17 @@ def test_a_language_model_survives_its_folder(tmp_path: Path) -> None:
     assert half.fingerprint != lm.fingerprint
 
 
+def test_bars_of_transformers_only_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm = small_language_model(lines()[:15], config=short_training(), progress=False)
+    folder = lm.save(tmp_path / "lm")
+    load_language_model(folder, device="cpu", progress=False)
+    assert capsys.readouterr().err == ""
+    load_language_model(folder, device="cpu")
+    assert "Loading weights" in capsys.readouterr().err
+
+
 def test_adapters_keep_to_themselves(tmp_path: Path) -> None:
     lm = small_language_model(lines()[:15], config=short_training(), progress=False)
     inputs = lm.embed(th.tensor([[1, 300, 301, 302]]))

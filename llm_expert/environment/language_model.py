@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -227,14 +228,37 @@ class LanguageModel:
                 for name, tensor in self.model.state_dict().items()
                 if ".lora_" not in name
             }
-            self.model.save_pretrained(target, state_dict=state)
+            with _bars(shown=False):
+                self.model.save_pretrained(target, state_dict=state)
             self.tokenizer.save_pretrained(target)
 
         return write_folder(folder, write)
 
 
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """Sees to it that transformers shows progress bars of its own, or none."""
+    try:
+        logging: Any = importlib.import_module("transformers.utils.logging")
+    except ImportError:  # whoever needs it says so
+        yield
+        return
+    were_shown = logging.is_progress_bar_enabled()
+    if not shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
+
+
 def load_language_model(
-    name: str | Path, *, device: str | None = None, dtype: str | th.dtype | None = None
+    name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | th.dtype | None = None,
+    progress: bool = True,
 ) -> LanguageModel:
     """Loads a causal language model of Hugging Face.
 
@@ -244,6 +268,7 @@ def load_language_model(
             there is one.
         dtype: For example "bfloat16"; None: as the weights were published on a GPU, which is half
             precision for the large ones, and float32 elsewhere.
+        progress: Shows transformers' progress bars.
 
     Raises:
         ModelSpecError: transformers is missing, or there is no such model, device or type.
@@ -257,7 +282,8 @@ def load_language_model(
             'such as "bfloat16", "float16" or "float32".'
         )
     spread = device == "auto"
-    model, tokenizer = load_causal_lm(name, "cpu" if spread else device)
+    with _bars(shown=progress):
+        model, tokenizer = load_causal_lm(name, "cpu" if spread else device)
     if wanted is not None:
         model = model.to(wanted)
     if spread and th.cuda.is_available():

@@ -230,7 +230,9 @@ class _Stages:
         device, dtype = arguments.llm_device, arguments.llm_dtype
         config = _small_config(arguments)
         if config is None:
-            return load_language_model(arguments.llm, device=device, dtype=dtype)
+            return load_language_model(
+                arguments.llm, device=device, dtype=dtype, progress=self.progress
+            )
         key = artefacts.key(
             data=self.data.fingerprint, config=asdict(config), seed=self.seed, practice=PRACTICE
         )
@@ -248,7 +250,7 @@ class _Stages:
             )
             made.save(folder)
         # read back also where it was just made: what comes after must not depend on which it was
-        return load_language_model(folder, device=device, dtype=dtype)
+        return load_language_model(folder, device=device, dtype=dtype, progress=False)
 
     def item_tokens(self, lm: LanguageModel, config: EnvironmentConfig) -> ItemTokens:
         """Returns the vectors of the items."""
