@@ -172,16 +172,15 @@ def table(name: str, out: Path) -> None:
         f"{EPOCHS} passes, {PATIENCE} without a better validation NDCG@10 end it. One thread, "
         f"Python {platform.python_version()}.",
         "",
-        "| backbone | implementation | " + " | ".join(METRICS) + " | s |",
-        "|---|---|" + "---:|" * (len(METRICS) + 1),
+        "| backbone | implementation | " + " | ".join(METRICS) + " |",
+        "|---|---|" + "---:|" * len(METRICS),
     ]
     for backbone in BACKBONES:
         kinds = dict.fromkeys(e["kind"] for e in entries if e["backbone"] == backbone)
         for kind in kinds:
             rows = [e for e in entries if (e["backbone"], e["kind"]) == (backbone, kind)]
             cells = [_cell([e[m] for e in rows]) for m in METRICS]
-            took = statistics.median(e["seconds"] for e in rows)
-            lines.append(f"| {backbone} | {kind} | " + " | ".join(cells) + f" | {took:.0f} |")
+            lines.append(f"| {backbone} | {kind} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     target = Path(__file__).parents[1] / "results" / "lea" / f"recbole_{name}.md"
     target.parent.mkdir(parents=True, exist_ok=True)
