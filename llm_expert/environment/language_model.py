@@ -562,15 +562,15 @@ def _reading(
     width, size = config.block + 1, config.batch_size
     questions = max(1, config.exercise_batch // 4)
 
-    def draws() -> Iterator[tuple[th.Tensor, _Asked | None]]:
+    def draws() -> Iterator[tuple[th.Tensor, _Asked]]:
         for tokens in stream.batches(width, size):
-            yield tokens, None if exam is None else exam.draw(questions)
+            yield tokens, [] if exam is None else exam.draw(questions)
 
-    def loss(drawn: tuple[th.Tensor, _Asked | None]) -> th.Tensor:
+    def loss(drawn: tuple[th.Tensor, _Asked]) -> th.Tensor:
         tokens_BT, asked = drawn
         logits = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
         read = th.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
-        return read if exam is None or asked is None else read + exam.loss(asked)
+        return read if exam is None else read + exam.loss(asked)
 
     n_steps = -(-stream.n_blocks(width) // size) * config.epochs
     rate = config.learning_rate if exam is None else config.exercise_rate

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 SMALL = "small"
 _FORMAT = 2
-_PIECES = "pieces"
 """Counted up when the feedback of equal options becomes another one."""
+_PIECES = "pieces"
 T = TypeVar("T")
 
 
