@@ -154,6 +154,12 @@ def test_telling_words_by_hand() -> None:
     assert telling_words(texts) == [["red", "and"], ["blue"], ["is"], ["long"]]
 
 
+def test_telling_words_are_those_of_most_texts() -> None:
+    texts = ["a b c", "a b d", "a b e", "c f", "g"]
+    assert telling_words(texts) == [["c"], ["d"], ["e"], ["c", "f"], ["g"]]
+    assert telling_words(texts, n_words=2) == [["c"], ["d"], ["e"], ["c"], ["g"]]
+
+
 def test_exercises_have_an_answer_that_is_like_the_history() -> None:
     data = catalogue()
     wanted = {frozenset(words) for words in telling_words(data.texts)}

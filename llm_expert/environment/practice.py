@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PRACTICE", "choice_exercises", "practice_sentences", "telling_words"]
 
-PRACTICE = 2
+PRACTICE = 3
 """Counted up when sentences or exercises change, as what is learned from them then does."""
 _COMMON = 0.4
 """A word that more of the texts have tells nothing about an item."""
+_N_WORDS = 2_500
+"""Words that exercises are made of: rarer ones are several tokens to a small vocabulary, and with all
+the words of long texts next to nothing was learned."""
 _MOST_OTHERS = 2
 """Items of a history that have nothing to do with the answer."""
 
@@ -107,16 +110,23 @@ def choice_exercises(
         yield prompt, place
 
 
-def telling_words(texts: Sequence[str]) -> list[list[str]]:
-    """Returns the different words of each text that not most texts have, at least one each."""
+def telling_words(texts: Sequence[str], n_words: int = _N_WORDS) -> list[list[str]]:
+    """Returns the different words of each text that not most texts have, at least one each.
+
+    Args:
+        texts: Of the items.
+        n_words: How many different words there are at most over all texts; those that more texts
+            have go first.
+    """
     found = [
         list(dict.fromkeys(word for word in (w.strip(".,;:()\"'") for w in text.split()) if word))
         for text in texts
     ]
     counts = Counter(word for words in found for word in words)
-    most = _COMMON * len(texts)
+    rare_enough = {word: n for word, n in counts.items() if n <= _COMMON * len(texts)}
+    taken = {word for word, _ in Counter(rare_enough).most_common(n_words)}
     return [
-        [word for word in words if counts[word] <= most] or words[-1:] or text.split()[-1:]
+        [word for word in words if word in taken] or words[-1:] or text.split()[-1:]
         for words, text in zip(found, texts, strict=True)
     ]
 
