@@ -23,8 +23,8 @@ PRACTICE = 3
 _COMMON = 0.4
 """A word that more of the texts have tells nothing about an item."""
 _N_WORDS = 2_500
-"""Words that exercises are made of: rarer ones are several tokens to a small vocabulary, and with all
-the words of long texts next to nothing was learned."""
+"""Words that exercises are made of: rarer ones are several tokens to a small vocabulary, and with
+all the words of long texts next to nothing was learned."""
 _MOST_OTHERS = 2
 """Items of a history that have nothing to do with the answer."""
 
