@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -189,6 +189,32 @@ def test_the_small_model_learns_what_it_is_asked() -> None:
         with th.inference_mode():
             logits = lm.logits(lm.hidden(lm.embed(codes))[0, -1])
         assert int(logits.argmax()) == words[place]
+
+
+@pytest.mark.parametrize(("can_be_learned", "rounds"), [(True, 1), (False, 3)])
+def test_exercises_are_done_again_until_they_are_learned(
+    can_be_learned: bool,
+    rounds: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(language_models, "_RECENT", 5)
+    places = cycle([0]) if can_be_learned else cycle(range(len(POSITIONS)))
+    asked = (("It is the", place) for place in places)
+    lessons: list[tuple[str, int]] = []
+    pass_by = language_models._Lesson.is_over
+
+    def counted(lesson: Any, step: int, recent: Sequence[float]) -> bool:
+        over = pass_by(lesson, step, recent)
+        lessons.extend([(lesson.name, step)] * over)
+        return over
+
+    monkeypatch.setattr(language_models._Lesson, "is_over", counted)
+    config = replace(SMALL, epochs=1, exercise_steps=25, exercise_batch=10, exercise_rate=5e-3)
+    small_language_model(lines(), asked, config=config, progress=False)
+    assert [name for name, _ in lessons] == ["texts", "exercises", "texts"]
+    assert lessons[1][1] == 25 * rounds
+    assert ("has not learned to choose" in caplog.text) is not can_be_learned
 
 
 @pytest.mark.parametrize("asked", [3, 20, 50])

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,10 +39,16 @@ __all__ = [
     "small_language_model",
 ]
 
+logger = logging.getLogger(__name__)
+
 _PADDING, _START, _END = "<pad>", "<s>", "</s>"
 _ANCHOR = "x"
 """What stands before a text that is encoded as a continuation."""
 _KEPT_EVERY = 100  # steps
+_RECENT = 100
+"""Steps whose mean loss tells whether exercises were learned."""
+_LEARNED = 1.0
+"""Nats of an exercise below which they were; guessing one of five has 1.61."""
 _CLOSE = 0.02
 """Largest difference, as a share of the largest number, at which two ways count as one."""
 
@@ -320,7 +329,10 @@ class SmallModelConfig:
         weight_decay: Of AdamW.
         practice: Practice sentences that `ilrec lea prepare` adds to the texts.
         exercise_steps: Steps in which it learns to choose from exercises, where it is given some.
-            In the first thousand next to nothing is learned.
+            In the first thousand next to nothing is learned, and with long texts in the first
+            three.
+        exercise_rounds: Times that these steps are made at most: once more where the mean loss of
+            the last hundred is not below 1, which guessing has at 1.61.
         exercise_batch: Exercises in a step. After them the texts are gone through once more, with a
             quarter as many exercises in each step.
         exercise_rate: Step size of the exercises, which rises and stays; with more, and where it
@@ -341,12 +353,21 @@ class SmallModelConfig:
     weight_decay: float = 0.1
     practice: int = 16_000
     exercise_steps: int = 2_500
+    exercise_rounds: int = 3
     exercise_batch: int = 64
     exercise_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for name in ("layers", "intermediate", "block", "batch_size", "epochs", "exercise_batch"):
+        for name in (
+            "layers",
+            "intermediate",
+            "block",
+            "batch_size",
+            "epochs",
+            "exercise_batch",
+            "exercise_rounds",
+        ):
             if getattr(self, name) < 1:
                 raise DataError(
                     f"SmallModelConfig.{name} is {getattr(self, name)}, expected at least 1."
@@ -544,6 +565,8 @@ class _Lesson:
         rate: Learning rate at its highest.
         weight_decay: Of AdamW.
         falls: Whether the rate falls to a tenth.
+        rounds: Times that the steps are made at most.
+        enough: Mean loss of recent steps below which they are not made again.
     """
 
     name: str
@@ -553,6 +576,19 @@ class _Lesson:
     rate: float
     weight_decay: float
     falls: bool
+    rounds: int = 1
+    enough: float = math.inf
+
+    def is_over(self, step: int, recent: Sequence[float]) -> bool:
+        """Returns whether nothing is left to do after so many steps.
+
+        Args:
+            step: Steps made.
+            recent: Losses of the last of them.
+        """
+        if step % self.n_steps or not step:
+            return False
+        return step >= self.rounds * self.n_steps or float(np.mean(recent)) < self.enough
 
 
 def _reading(
@@ -589,7 +625,15 @@ def _answering(exam: _Exam, config: SmallModelConfig) -> _Lesson:
 
     decay = 0.1 * config.weight_decay
     return _Lesson(
-        "exercises", config.exercise_steps, draws(), exam.loss, config.exercise_rate, decay, False
+        "exercises",
+        config.exercise_steps,
+        draws(),
+        exam.loss,
+        config.exercise_rate,
+        decay,
+        falls=False,
+        rounds=config.exercise_rounds,
+        enough=_LEARNED,
     )
 
 
@@ -600,30 +644,32 @@ def _teach(model: Any, lessons: Sequence[_Lesson], kept: ChunkFolder, progress: 
     """
     weights = list(model.parameters())
     found = kept.load(0)
-    at, done = (0, 0) if found is None else found["at"].tolist()
+    made: list[int] = [] if found is None else found["steps"].tolist()  # in each lesson
+    finished = len(made) - 1
     model.train()
     for number, lesson in enumerate(lessons):
-        if number < at:
-            _pass_over(lesson.draws, lesson.n_steps)
+        if number < finished:
+            _pass_over(lesson.draws, made[number])
             continue
         optimiser = th.optim.AdamW(
             weights, lr=lesson.rate, weight_decay=lesson.weight_decay, betas=(0.9, 0.98)
         )
-        first = 0
-        if found is not None and number == at:
+        recent: deque[float] = deque(maxlen=_RECENT)
+        if found is not None and number == finished:
             with th.random.fork_rng(devices=[]):  # nothing is drawn by torch here
-                restored(found, weights, optimiser)
-            first = done
-            _pass_over(lesson.draws, first)
+                recent.extend(restored(found, weights, optimiser)["recent"])
+            _pass_over(lesson.draws, made[number])
+        else:
+            made.append(0)
         with tqdm(
-            range(first, lesson.n_steps),
-            initial=first,
+            initial=made[-1],
             total=lesson.n_steps,
             desc=f"small language model: {lesson.name}",
             unit="step",
             disable=not progress,
         ) as bar:
-            for step in bar:
+            while not lesson.is_over(step := made[-1], recent):
+                bar.total = lesson.n_steps * (1 + step // lesson.n_steps)
                 for group in optimiser.param_groups:
                     group["lr"] = lesson.rate * _rate(step, lesson.n_steps, lesson.falls)
                 optimiser.zero_grad(set_to_none=True)
@@ -631,10 +677,23 @@ def _teach(model: Any, lessons: Sequence[_Lesson], kept: ChunkFolder, progress: 
                 loss.backward()
                 th.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimiser.step()
-                bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
-                if (step + 1) % _KEPT_EVERY == 0 or step + 1 == lesson.n_steps:
-                    where = np.array([number, step + 1])
-                    kept.save(0, {**tuning_state(weights, optimiser), "at": where})
+                recent.append(float(loss.detach()))
+                made[-1] += 1
+                bar.set_postfix(loss=f"{recent[-1]:.3f}", refresh=False)
+                bar.update()
+                if made[-1] % _KEPT_EVERY == 0 or made[-1] % lesson.n_steps == 0:
+                    stands = tuning_state(weights, optimiser, losses={"recent": list(recent)})
+                    kept.save(0, {**stands, "steps": np.array(made)})
+        if np.mean(recent) >= lesson.enough:
+            logger.warning(
+                "The small language model has not learned to choose: a loss of %.2f after %d steps "
+                "of exercises came, expected less than %g, where guessing has %.2f; its choices "
+                "say little: raise exercise_steps, or take a model that was trained already.",
+                np.mean(recent),
+                made[-1],
+                lesson.enough,
+                math.log(len(POSITIONS)),
+            )
 
 
 def _pass_over(draws: Iterator[Any], count: int) -> None:
