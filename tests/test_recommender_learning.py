@@ -522,7 +522,7 @@ def test_save_and_load(
     network = NetworkConfig(dim=16, tied=tied, length=6)
     short = data.examples("train", 6)
     fitting = dataclasses.replace(feedback, examples=short.fingerprint)
-    options = {"network": network, "evaluate_every": 10, "minimum_advantage": 0.0}
+    options = {"network": network, "evaluate_every": 10, "minimum_advantage": 0.25}
     model = make(data, "SA2C-LEASR", backbone, feedback=fitting, **options).learn(20)
     path = model.save(tmp_path / "model")
     assert path == tmp_path / "model.zip"
@@ -537,7 +537,7 @@ def test_save_and_load(
     full = LEA.load(tmp_path / "model", data, fitting, device="cpu", patience=None)
     assert full.evaluate("test") == model.evaluate("test")
     assert (full.variant, full.config, full.patience) == (model.variant, network, None)
-    assert full.minimum_advantage == 0.0
+    assert full.minimum_advantage == 0.25
     assert th.equal(full.network.state_mean, model.network.state_mean)
     assert (tmp_path / "model.zip").read_bytes() == model.save(tmp_path / "again").read_bytes()
     full.learn(5, reset_num_timesteps=False)

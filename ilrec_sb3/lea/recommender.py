@@ -75,7 +75,8 @@ class LEA:
             before, they would be those of an untrained Q. Evaluations and early stopping count
             from there on. None: two passes over the train examples for each of the two networks.
         minimum_advantage: Smallest weight of SA2C; None clips nothing, as in the paper. A negative
-            weight pushes the next item's probability down without a bound; 0 prevents that.
+            weight pushes the next item's probability down without a bound, and rewards of a
+            language model make many; 0 leaves such examples to the TD loss.
         evaluate_every: Gradient steps between two evaluations on the validation split.
         patience: Evaluations without a better NDCG@10 after which `learn` ends; None never does.
         network: Sizes; None takes those of `NetworkConfig`.
@@ -106,7 +107,7 @@ class LEA:
         augmented_supervised_weight: float = 0.1,
         augmented_q_weight: float = 0.01,
         warm_up_steps: int | None = None,
-        minimum_advantage: float | None = None,
+        minimum_advantage: float | None = 0.0,
         evaluate_every: int = 1_000,
         patience: int | None = 5,
         network: NetworkConfig | None = None,
@@ -383,7 +384,7 @@ class LEA:
         if not bool(loss.isfinite()):
             raise FloatingPointError(
                 f"The loss at step {self.num_timesteps} is {float(loss)}, expected a finite "
-                "number; lower learning_rate, or set minimum_advantage=0 under SA2C."
+                "number; lower learning_rate."
             )
         found = self.evaluate("valid")
         if not found:
