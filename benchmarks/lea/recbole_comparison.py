@@ -50,7 +50,10 @@ def export(name: str, out: Path, data_root: str | None) -> None:
 
 
 def ours(name: str, out: Path, data_root: str | None) -> None:
-    """Trains ours, "Normal" as in the paper's tables and with one table of item vectors."""
+    """Trains ours, "Normal" as in the paper's tables and with one table of item vectors.
+
+    GRU4Rec is also trained from item vectors as small as RecBole's are at first.
+    """
     import torch as th
 
     from ilrec_sb3.lea.training import load_data, make_recommender, train_recommender
@@ -72,12 +75,18 @@ def ours(name: str, out: Path, data_root: str | None) -> None:
         "ours, tied": {"tied": True},
         "ours, tied, dropout 0.5": {"tied": True, "dropout": 0.5},
     }
+    small = {"ours, tied, dropout 0.3, small first vectors": {"tied": True, "dropout": 0.3}}
     for backbone in BACKBONES:
-        for kind, settings in kinds.items():
+        for kind, settings in {**kinds, **(small if backbone == "GRU4Rec" else {})}.items():
             for seed in _missing(out, name, kind, backbone):
                 model = make_recommender(
                     backbone, data, "Normal", seed=seed, settings={**common, **settings}
                 )
+                if kind in small:
+                    th.manual_seed(seed)
+                    with th.no_grad():  # Glorot's spread for a table of (items and padding, width)
+                        spread = (2.0 / (data.n_items + 1 + DIM)) ** 0.5
+                        model.network.encoder.embedding.weight[: data.n_items].normal_(0.0, spread)
                 made = train_recommender(model, EPOCHS * epoch)
                 _keep(out, name, kind, backbone, seed, dict(made.test), made.seconds)
 
