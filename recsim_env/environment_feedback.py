@@ -6,7 +6,7 @@ neither needs the other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,22 @@ class EnvironmentFeedback:
                     "target itself, expected items that the user did not take: prepare the "
                     "feedback again."
                 )
+
+    def scaled(self) -> EnvironmentFeedback:
+        """Returns the same with rewards whose size is that of SNQN's, where each target earns 1.
+
+        All rewards are divided by the root mean square of the targets'. A language model's are
+        differences of log-odds, several times as large: their TD errors would drown the other
+        losses. Rewards that are all 0 stay so.
+        """
+        size = float(np.sqrt(np.mean(np.square(self.rewards, dtype=np.float64)))) or 1.0
+        augmented = self.augmented_rewards
+        return replace(
+            self,
+            rewards=(self.rewards / size).astype(np.float32),
+            negative_rewards=(self.negative_rewards / size).astype(np.float32),
+            augmented_rewards=None if augmented is None else (augmented / size).astype(np.float32),
+        )
 
     def save(self, path: str | Path) -> Path:
         """Writes one safetensors file, whole or not at all.

@@ -47,6 +47,27 @@ def feedback(examples: Examples, k: int = 2, augmented: bool = True) -> Environm
     )
 
 
+def test_scaled_by_hand() -> None:
+    examples = few()
+    m = len(examples)
+    before = replace(
+        feedback(examples),
+        rewards=np.resize(np.array([5.0, -5.0], np.float32), m),
+        negative_rewards=np.full((m, 2), 10.0, np.float32),
+        augmented_rewards=np.full(m, 2.5, np.float32),
+    )
+    after = before.scaled()
+    np.testing.assert_allclose(after.rewards[:2], [1.0, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(after.negative_rewards, 2.0, rtol=1e-6)
+    assert after.augmented_rewards is not None
+    np.testing.assert_allclose(after.augmented_rewards, 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(after.states, before.states)
+    nothing = replace(before, rewards=np.zeros(m, np.float32)).scaled()
+    assert not nothing.rewards.any()
+    np.testing.assert_array_equal(nothing.negative_rewards, before.negative_rewards)
+    assert feedback(examples, augmented=False).scaled().augmented_rewards is None
+
+
 @pytest.mark.parametrize("augmented", [True, False])
 def test_round_trip(tmp_path: Path, augmented: bool) -> None:
     examples = few()

@@ -498,6 +498,21 @@ def test_no_validation_examples_keep_the_last_weights() -> None:
     assert model.evaluate("train")["HR@5"] == 1.0
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_rewards_of_the_environment_get_the_size_of_ones(
+    data: SequenceData, feedback: EnvironmentFeedback, scaled: bool
+) -> None:
+    model = make(data, "SNQN-LEASR", feedback=feedback, scale_rewards=scaled)
+    assert model.batches is not None
+    batch = model.batches.draw(np.random.default_rng(0))
+    assert batch.augmented_rewards is not None
+    size = float(np.sqrt(np.mean(feedback.rewards**2))) if scaled else 1.0
+    np.testing.assert_allclose(batch.augmented_rewards, 2.0 / size, rtol=1e-5)
+    for rewards in (batch.rewards, batch.negative_rewards):
+        given = rewards.numpy() * size
+        np.testing.assert_allclose(given, np.where(given > 0, 2.0, -1.0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_same_seed_same_weights(data: SequenceData, backbone: str) -> None:
     options = {"network": NetworkConfig(dim=16, dropout=0.3), "evaluate_every": 10}
@@ -522,7 +537,12 @@ def test_save_and_load(
     network = NetworkConfig(dim=16, tied=tied, length=6)
     short = data.examples("train", 6)
     fitting = dataclasses.replace(feedback, examples=short.fingerprint)
-    options = {"network": network, "evaluate_every": 10, "minimum_advantage": 0.25}
+    options = {
+        "network": network,
+        "evaluate_every": 10,
+        "minimum_advantage": 0.25,
+        "scale_rewards": False,
+    }
     model = make(data, "SA2C-LEASR", backbone, feedback=fitting, **options).learn(20)
     path = model.save(tmp_path / "model")
     assert path == tmp_path / "model.zip"
@@ -537,7 +557,7 @@ def test_save_and_load(
     full = LEA.load(tmp_path / "model", data, fitting, device="cpu", patience=None)
     assert full.evaluate("test") == model.evaluate("test")
     assert (full.variant, full.config, full.patience) == (model.variant, network, None)
-    assert full.minimum_advantage == 0.25
+    assert (full.minimum_advantage, full.scale_rewards) == (0.25, False)
     assert th.equal(full.network.state_mean, model.network.state_mean)
     assert (tmp_path / "model.zip").read_bytes() == model.save(tmp_path / "again").read_bytes()
     full.learn(5, reset_num_timesteps=False)

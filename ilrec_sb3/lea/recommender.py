@@ -77,6 +77,8 @@ class LEA:
         minimum_advantage: Smallest weight of SA2C; None clips nothing, as in the paper. A negative
             weight pushes the next item's probability down without a bound, and rewards of a
             language model make many; 0 leaves such examples to the TD loss.
+        scale_rewards: Whether the environment's rewards are scaled to the size of SNQN's (see
+            `EnvironmentFeedback.scaled`); the paper says nothing of their size.
         evaluate_every: Gradient steps between two evaluations on the validation split.
         patience: Evaluations without a better NDCG@10 after which `learn` ends; None never does.
         network: Sizes; None takes those of `NetworkConfig`.
@@ -108,6 +110,7 @@ class LEA:
         augmented_q_weight: float = 0.01,
         warm_up_steps: int | None = None,
         minimum_advantage: float | None = 0.0,
+        scale_rewards: bool = True,
         evaluate_every: int = 1_000,
         patience: int | None = 5,
         network: NetworkConfig | None = None,
@@ -126,6 +129,7 @@ class LEA:
         self.augmented_q_weight = augmented_q_weight
         self.warm_up_steps = warm_up_steps
         self.minimum_advantage = minimum_advantage
+        self.scale_rewards = scale_rewards
         self.evaluate_every = evaluate_every
         self.patience = patience
         self.config = network or NetworkConfig()
@@ -180,6 +184,8 @@ class LEA:
 
     def _set_batches(self, feedback: EnvironmentFeedback | None) -> None:
         assert self.data is not None
+        if feedback is not None and self.variant.rewards and self.scale_rewards:
+            feedback = feedback.scaled()
         self.batches = Batches(
             self.data.examples("train", self.config.length),
             feedback,
@@ -595,6 +601,7 @@ _SETTINGS = (
     "augmented_q_weight",
     "warm_up_steps",
     "minimum_advantage",
+    "scale_rewards",
     "evaluate_every",
     "patience",
     "verbose",
