@@ -645,17 +645,17 @@ def _teach(model: Any, lessons: Sequence[_Lesson], kept: ChunkFolder, progress: 
     weights = list(model.parameters())
     found = kept.load(0)
     made: list[int] = [] if found is None else found["steps"].tolist()  # in each lesson
-    finished = len(made) - 1
+    reached = len(made) - 1
     model.train()
     for number, lesson in enumerate(lessons):
-        if number < finished:
+        if number < reached:
             _pass_over(lesson.draws, made[number])
             continue
         optimiser = th.optim.AdamW(
             weights, lr=lesson.rate, weight_decay=lesson.weight_decay, betas=(0.9, 0.98)
         )
         recent: deque[float] = deque(maxlen=_RECENT)
-        if found is not None and number == finished:
+        if found is not None and number == reached:
             with th.random.fork_rng(devices=[]):  # nothing is drawn by torch here
                 recent.extend(restored(found, weights, optimiser)["recent"])
             _pass_over(lesson.draws, made[number])
