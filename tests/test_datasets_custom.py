@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsim_env.datasets import Dataset, from_tables
+from recsim_env.datasets import Dataset, from_tables, names, save_custom
 from recsim_env.errors import DataError, MissingDataError
+from recsim_env.sequences import sequence_names
 
 ROWS = {"user": ["u", "u", "v"], "item": [1, 2, 1], "rating": [1, 3, 5]}
 ITEMS = {"item": [1, 2], "title": ["One", "Two"], "categories": ["a|b", "b"]}
@@ -352,3 +353,9 @@ def test_items_without_a_category_column_take_the_default() -> None:
     assert set(data.catalogue.categories) == {("any",)}
     with pytest.raises(DataError, match="categories"):
         make(items=items)
+
+
+@pytest.mark.parametrize("name", sorted({*names(), *sequence_names()}))
+def test_names_that_are_taken(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{name!r} came as the name.*it is a built-in one's"):
+        save_custom(make(name=name), tmp_path)

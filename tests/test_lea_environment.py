@@ -341,12 +341,21 @@ def test_bad_settings() -> None:
         EnvironmentConfig(share=10)
     with pytest.raises(DataError, match="epochs is 0"):
         EnvironmentConfig(epochs=0)
+    for name, value in (
+        ("learning_rate", 0.0),
+        ("token_learning_rate", -1.0),
+        ("max_grad_norm", 0.0),
+        ("lora_alpha", 0),
+        ("lora_dropout", 2.0),
+    ):
+        with pytest.raises(DataError, match=f"{name}={value} came; expected"):
+            EnvironmentConfig(**{name: value})
     small = ItemTokens(np.zeros((3, 64), np.float32), np.zeros(1, np.float32), "here")
     with pytest.raises(DataError, match=r"shape \(3, 64\) came, expected \(12, 64\)"):
         LLMEnvironment.fit(language_model(), catalogue(), progress=False, tokens=small)
 
 
-def test_own_words() -> None:
+def test_own_words(tmp_path: Path) -> None:
     """Other prompts are other environments, and are kept with them."""
     prompts = Prompts(user="They took{history}.")
     config = EnvironmentConfig(share=0.1, epochs=1)
@@ -354,3 +363,6 @@ def test_own_words() -> None:
         language_model(), catalogue(), config, progress=False, tokens=tokens(), prompts=prompts
     )
     assert len(tuned._writer.user([0])) < len(environment()._writer.user([0]))
+    tuned.save(tmp_path / "own")
+    read = LLMEnvironment.load(tmp_path / "own", language_model())
+    assert read._writer.user([0]) == tuned._writer.user([0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import inspect
 import json
 import runpy
 from collections.abc import Mapping
@@ -19,10 +20,17 @@ import pytest
 import torch as th
 
 from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interval
+from ilrec_sb3.benchmark.workers import locked
 from ilrec_sb3.lea import LEA
 from ilrec_sb3.lea.benchmark import run_recommender_benchmark
 from ilrec_sb3.lea.cells import Finished, Maker
-from ilrec_sb3.lea.feedback import FEEDBACK, make_source, prepare_feedback, source_arguments
+from ilrec_sb3.lea.feedback import (
+    FEEDBACK,
+    find_feedback,
+    make_source,
+    prepare_feedback,
+    source_arguments,
+)
 from ilrec_sb3.lea.grid import RecommenderGrid, RecommenderTask, load_recommender_grid
 from ilrec_sb3.lea.report import compare, estimate, gains
 from ilrec_sb3.lea.training import (
@@ -52,6 +60,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.version = 1
         self.fails: Exception | BaseException | None = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -60,7 +69,8 @@ class FakeSource:
         parser.add_argument("--tune", action="append", default=[])
 
     def settings(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
-        return {"share": arguments.share, "state_loss": arguments.state_loss}
+        told = {"share": arguments.share, "state_loss": arguments.state_loss}
+        return {**told, "version": self.version}
 
     def feedback(
         self,
@@ -174,7 +184,7 @@ def test_feedback_is_made_once_for_each_setting(
     first = prepared(data, source, tmp_path)
     assert (tmp_path / FEEDBACK).exists()
     about = json.loads((tmp_path / "settings.json").read_text())
-    assert about["environment"] == {"share": 0.1, "state_loss": True}
+    assert about["environment"] == {"share": 0.1, "state_loss": True, "version": 1}
     trained: list[LEA] = []
     real = LEA.learn
 
@@ -207,9 +217,44 @@ def test_what_was_stopped_leaves_no_settings_behind(data: SequenceData, tmp_path
     with pytest.raises(KeyboardInterrupt):
         prepared(data, source, tmp_path, share=0.5)
     assert not (tmp_path / "settings.json").exists()
+    with pytest.raises(DataError, match=r"other options when that was stopped.*run the same"):
+        find_feedback(tmp_path)
+    assert find_feedback(tmp_path / FEEDBACK) == tmp_path / FEEDBACK  # asked for by its name
     source.fails = None
     assert prepared(data, source, tmp_path).rewards[0] == np.float32(0.1)
     assert source.asked == 3
+    assert find_feedback(tmp_path) == tmp_path / FEEDBACK
+
+
+def test_feedback_goes_into_a_folder_of_its_own(data: SequenceData, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("mine")
+    with pytest.raises(DataError, match=r"something else in it \(settings\.json\): choose a new"):
+        prepared(data, FakeSource(), tmp_path)
+    assert (tmp_path / "settings.json").read_text() == "mine"
+    with pytest.raises(DataError, match="which is a file: choose a folder"):
+        prepared(data, FakeSource(), tmp_path / "settings.json")
+    with (
+        locked(tmp_path / "new"),
+        pytest.raises(DataError, match="Another process works on"),
+    ):
+        prepared(data, FakeSource(), tmp_path / "new")
+
+
+def test_a_folder_of_a_language_model_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    def told(folder: Path) -> object:
+        arguments = source_arguments(plugin.source, {"llm": str(folder)})
+        return plugin.source.settings(arguments)["llm"]
+
+    content = np.random.default_rng(0).bytes(3_000_000)
+    for folder in ("a/model", "b/model"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "weights").write_bytes(content)
+    first = told(tmp_path / "a/model")
+    assert first == told(tmp_path / "b/model")  # the same model elsewhere
+    changed = bytes(byte ^ 1 for byte in content)
+    (tmp_path / "b/model/weights").write_bytes(changed)
+    assert first != told(tmp_path / "b/model")
+    assert told(tmp_path / "none") == str(tmp_path / "none")
 
 
 def test_options_of_a_file() -> None:
@@ -336,6 +381,31 @@ def test_two_networks_get_twice_the_steps() -> None:
     assert candidates == Candidates("GRU4Rec", 4, 0, {"evaluate_every": 2, **TINY})
 
 
+def test_the_key_of_a_cell_has_the_defaults(
+    data: SequenceData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (task, *_) = grid_of().tasks()
+    key = task.key(data, {})
+    given = replace(task, settings={**task.settings, "gamma": 0.5}, label="another name")
+    assert given.key(data, {}) == key
+    real = inspect.signature(LEA.__init__)
+    parameters = [
+        p.replace(default=0.9) if p.name == "gamma" else p for p in real.parameters.values()
+    ]
+    monkeypatch.setattr(
+        LEA.__init__, "__signature__", real.replace(parameters=parameters), raising=False
+    )
+    assert task.key(data, {}) != key
+    assert given.key(data, {}) == key
+
+
+def test_histories_of_a_row_may_be_longer(source: FakeSource, tmp_path: Path) -> None:
+    row = {"variant": "SNQN-LEASR", "settings": {"length": 4}}
+    grid = grid_of(variants=[], rows=[row], seeds=[0])
+    _, failed = run_recommender_benchmark(grid, tmp_path)
+    assert (failed, source.asked) == (0, 1)
+
+
 def test_a_dataset_may_have_steps_of_its_own() -> None:
     own = {"dataset": "synthetic", "options": OPTIONS, "steps": 6, "evaluate_every": 3}
     both = {"made": {"dataset": "synthetic", "options": OPTIONS}, "own": own}
@@ -422,6 +492,17 @@ def cell_of(run: Path, name: str) -> Path:
     """The folder of the one cell of a name."""
     (found,) = run.glob(f"cells/made/GRU4Rec/{name}-*")
     return found
+
+
+def test_other_feedback_of_the_same_options_makes_other_cells(
+    tmp_path: Path, source: FakeSource
+) -> None:
+    run_recommender_benchmark(grid_of(), tmp_path)
+    source.version += 1
+    said: list[str] = []
+    run_recommender_benchmark(grid_of(), tmp_path, say=said.append)
+    assert said[0] == "2 cells to make, 4 are finished."
+    assert source.asked == 2
 
 
 def test_cells_are_made_once_and_reported(tmp_path: Path, source: FakeSource) -> None:

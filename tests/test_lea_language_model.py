@@ -406,9 +406,12 @@ def test_no_words_no_model(texts: list[str]) -> None:
         ({"vocabulary": 300}, "at least 400"),
         ({"heads": 3}, "divisor of hidden=128"),
         ({"epochs": 0}, "at least 1"),
+        ({"hidden": 12, "heads": 4}, "heads of 3 numbers, expected an even number"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 came; expected 1e-12 or more"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 came"),
     ],
 )
-def test_sizes_are_checked(settings: dict[str, int], message: str) -> None:
+def test_sizes_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         SmallModelConfig(**settings)
 

@@ -615,6 +615,13 @@ def test_bad_histories_are_explained(data: SequenceData, histories: Any, message
         make(data, "Normal").predict(histories)
 
 
+def test_numbers_of_numpy_can_be_saved(data: SequenceData, tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"seed": np.int64(3), "learning_rate": np.float32(0.5)}
+    model = make(data, "SNQN", **numbers).learn(2)
+    read = LEA.load(model.save(tmp_path / "model"), data)
+    assert (read.seed, read.learning_rate) == (3, 0.5)
+
+
 def test_bad_arguments_are_explained(data: SequenceData, feedback: EnvironmentFeedback) -> None:
     for options, message in (
         ({"backbone": "SASrec"}, "did you mean 'SASRec'"),
@@ -622,6 +629,9 @@ def test_bad_arguments_are_explained(data: SequenceData, feedback: EnvironmentFe
         ({"batch_size": 0}, "batch_size=0 came"),
         ({"warm_up_steps": -1}, "warm_up_steps=-1 came"),
         ({"evaluate_every": 0}, "evaluate_every=0 came"),
+        ({"batch_size": 2.5}, "batch_size=2.5 came; expected a whole number"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' came; expected a number"),
+        ({"minimum_advantage": float("nan")}, "minimum_advantage=nan came"),
         ({"variant": "SNQN-LES"}, "SNQN-LES came without feedback, expected .* states"),
     ):
         with pytest.raises(DataError, match=message):

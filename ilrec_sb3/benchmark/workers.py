@@ -21,10 +21,13 @@ from filelock import FileLock, Timeout
 from ilrec_sb3.allocator import keep_freed_memory
 from recsim_env.errors import DataError
 
-__all__ = ["Died", "in_parallel", "locked"]
+__all__ = ["LOCK", "Died", "in_parallel", "locked"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+LOCK = ".lock"
+"""File in a folder that one process at a time works on."""
 
 _SECONDS_TO_STOP = 5.0
 
@@ -199,7 +202,7 @@ def locked(folder: Path) -> Iterator[None]:
         DataError: Another process works on it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:

@@ -19,7 +19,7 @@ from ilrec_sb3.benchmark.text import duration
 from ilrec_sb3.benchmark.workers import Died, in_parallel, locked
 from ilrec_sb3.cells import code_hash, versions
 from ilrec_sb3.lea.cells import FAILED, Made, Maker, Plan, read_cell
-from ilrec_sb3.lea.feedback import FEEDBACK, make_source, source_arguments
+from ilrec_sb3.lea.feedback import FEEDBACK
 from ilrec_sb3.lea.grid import CELLS, FEEDBACKS, RecommenderGrid, RecommenderTask
 from ilrec_sb3.lea.report import Tested, write_recommender_report
 from ilrec_sb3.lea.training import floor_ranks
@@ -82,7 +82,8 @@ def run_recommender_benchmark(
     # Bars of several processes would overwrite each other.
     maker = Maker(grid, data, cache, code_hash(), progress and jobs == 1)
     chosen = _chosen(grid, only, datasets)
-    _check_sources(chosen)
+    for task in chosen:  # options that do not fit are refused before anything is read
+        maker.environment(task)
     plans = [_plan(maker, task, folder) for task in chosen]
     if dry_run:
         for plan in plans:
@@ -153,19 +154,13 @@ def _fits(names: set[str], pattern: str) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
-def _check_sources(tasks: Sequence[RecommenderTask]) -> None:
-    """Refuses options of the environment that do not fit, before anything is made."""
-    for task in tasks:
-        if task.needs_feedback:
-            source = make_source(task.environment)
-            source.settings(source_arguments(source, task.feedback))
-
-
 def _plan(maker: Maker, task: RecommenderTask, folder: Path) -> Plan:
-    feedback, data = None, maker.data(task.dataset)
+    feedback, data, environment = None, maker.data(task.dataset), maker.environment(task)
     if task.needs_feedback:
-        feedback = folder / FEEDBACKS / task.dataset / task.feedback_name(data) / FEEDBACK
-    return Plan(task, folder / CELLS / task.folder(data), task.key(data), feedback)
+        name = task.feedback_name(data, environment)
+        feedback = folder / FEEDBACKS / task.dataset / name / FEEDBACK
+    key = task.key(data, environment)
+    return Plan(task, folder / CELLS / task.folder(key), key, feedback)
 
 
 def _begun(grid: RecommenderGrid, folder: Path, maker: Maker) -> list[tuple[Plan, str]]:

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ class Maker:
         self.grid, self.root, self.cache, self.code = grid, root, cache, code
         self.progress = progress
         self._data: dict[str, SequenceData] = {}
+        self._environments: dict[str, Mapping[str, Any]] = {}
         self._feedback: tuple[Path | None, EnvironmentFeedback | None] = (None, None)
 
     def data(self, name: str) -> SequenceData:
@@ -129,6 +130,20 @@ class Maker:
             dataset = self.grid.datasets[name]
             self._data[name] = load_data(dataset.dataset, self.root, dataset.options, self.cache)
         return self._data[name]
+
+    def environment(self, task: RecommenderTask) -> Mapping[str, Any]:
+        """Returns all settings of the environment that a task asks; empty where it asks none.
+
+        Raises:
+            DataError: There is no such environment, or an option of it cannot be used.
+        """
+        if not task.needs_feedback:
+            return {}
+        asked = artefacts.key(environment=task.environment, options=task.feedback)
+        if asked not in self._environments:
+            source = make_source(task.environment)
+            self._environments[asked] = source.settings(source_arguments(source, task.feedback))
+        return self._environments[asked]
 
     def prepare(self, task: RecommenderTask, folder: Path) -> None:
         """Makes the feedback that a task needs.

@@ -13,7 +13,13 @@ from typing import Any
 from ilrec_sb3.benchmark.tables import Line, Table, Text
 from ilrec_sb3.benchmark.text import NONE, duration, number
 from ilrec_sb3.lea.benchmark import run_recommender_benchmark
-from ilrec_sb3.lea.feedback import FEEDBACK, find_feedback, make_source, prepare_feedback
+from ilrec_sb3.lea.feedback import (
+    FEEDBACK,
+    feedback_key,
+    find_feedback,
+    make_source,
+    prepare_feedback,
+)
 from ilrec_sb3.lea.grid import load_recommender_grid
 from ilrec_sb3.lea.metrics import ranking_metrics
 from ilrec_sb3.lea.networks import BACKBONES
@@ -161,6 +167,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     cl.say(f"Feedback on {len(feedback):,} train examples: {Path(arguments.out) / FEEDBACK}")
     same = [f"--{name}={value}" for name in ("dataset", "data") if (value := vars(arguments)[name])]
     same += [f"--option={option}" for option in arguments.option]
+    same += [f"--set={setting}" for setting in arguments.settings if setting.startswith("length=")]
     train = ["ilrec", "lea", "train", *same, "--feedback", arguments.out, "--out", "runs/leasr"]
     cl.say(f"Next: {shlex.join(train)}")
     return 0
@@ -247,6 +254,7 @@ def _train(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "settings": settings,
         "feedback": None if feedback is None else str(Path(arguments.feedback).absolute()),
+        "feedback_key": None if feedback is None else feedback_key(arguments.feedback),
     }
     (out / _RUN).unlink(missing_ok=True)
     model.save(out / _MODEL)

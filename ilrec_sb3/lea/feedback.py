@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ilrec_sb3.benchmark.workers import LOCK, locked
 from ilrec_sb3.lea.candidates import top_items
 from ilrec_sb3.lea.networks import NetworkConfig
 from ilrec_sb3.lea.recommender import LEA
@@ -29,6 +30,7 @@ from recsim_env.sequences import SequenceData
 __all__ = [
     "FEEDBACK",
     "STAGES",
+    "feedback_key",
     "find_feedback",
     "make_source",
     "prepare_feedback",
@@ -128,7 +130,8 @@ def prepare_feedback(
         data: The sequences.
         source: The environment.
         arguments: Its options.
-        folder: Gets ``feedback.safetensors`` and ``settings.json``.
+        folder: Gets ``feedback.safetensors`` and ``settings.json``; a new or empty one, or one
+            that has feedback.
         candidates: Whose best items the environment chooses from.
         stages: Keeps what the stages made; None: a folder beside the feedback. Several feedbacks
             on one dataset may share it.
@@ -137,9 +140,10 @@ def prepare_feedback(
         say: Takes lines that tell how far it is.
 
     Raises:
+        DataError: The folder has something else in it, or another process works on it.
         IlrecError: Settings that cannot be used, or a language model that fails.
     """
-    folder = Path(folder)
+    folder, candidates = Path(folder), candidates.spelled_out()
     stages = folder / STAGES if stages is None else Path(stages)
     network: NetworkConfig = check_settings(candidates.settings)["network"]
     examples = data.examples("train", network.length)
@@ -149,32 +153,53 @@ def prepare_feedback(
         "environment": dict(source.settings(arguments)),
     }
     about = {"key": artefacts.key(**about), **json.loads(json.dumps(about))}
-    if _settings_of(folder).get("key") == about["key"]:
-        try:
-            found = EnvironmentFeedback.load(folder / FEEDBACK, examples)
-        except ArtefactError as error:
-            logger.warning("%s It is made again.", error)
-        else:
-            say(f"{folder / FEEDBACK} is there.")
-            return found
-    (folder / _SETTINGS).unlink(missing_ok=True)  # from here on it is not what it was
-    say(f"Candidates: a {candidates.backbone} recommender without feedback.")
-    model = _candidate_model(data, candidates, stages, device, progress)
-    chosen = top_items(model, examples, _CANDIDATES)
-    say("Environment: what is missing is made; what is there is used.")
-    found = source.feedback(arguments, data, examples, chosen, stages, progress)
-    found.check(examples)
-    found.save(folder / FEEDBACK)
-    artefacts.write_file(folder / _SETTINGS, json.dumps(about, indent=1) + "\n")
+    _check_free(folder)
+    with locked(folder):
+        if feedback_key(folder) == about["key"]:
+            try:
+                found = EnvironmentFeedback.load(folder / FEEDBACK, examples)
+            except ArtefactError as error:
+                logger.warning("%s It is made again.", error)
+            else:
+                say(f"{folder / FEEDBACK} is there.")
+                return found
+        (folder / _SETTINGS).unlink(missing_ok=True)  # from here on it is not what it was
+        say(f"Candidates: a {candidates.backbone} recommender without feedback.")
+        model = _candidate_model(data, candidates, stages, device, progress)
+        chosen = top_items(model, examples, _CANDIDATES)
+        say("Environment: what is missing is made; what is there is used.")
+        found = source.feedback(arguments, data, examples, chosen, stages, progress)
+        found.check(examples)
+        found.save(folder / FEEDBACK)
+        artefacts.write_file(folder / _SETTINGS, json.dumps(about, indent=1) + "\n")
     return found
 
 
-def _settings_of(folder: Path) -> dict[str, Any]:
+def _check_free(folder: Path) -> None:
+    """Refuses a folder that is not new, empty or one of feedback."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} came for feedback, which is a file: choose a folder.")
+    found = {path.name for path in folder.glob("*")} - {LOCK}
+    if found and not found & {FEEDBACK, STAGES}:
+        raise DataError(
+            f"{folder} came for feedback, a folder with something else in it ({min(found)}): "
+            "choose a new one."
+        )
+
+
+def feedback_key(path: str | Path) -> str | None:
+    """Returns the hash of all that a feedback was made from; None where that is not known.
+
+    Args:
+        path: Folder that `prepare_feedback` wrote, or the file in it.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
     try:
         found = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    key = found.get("key") if isinstance(found, dict) else None
+    return key if isinstance(key, str) else None
 
 
 def _candidate_model(
@@ -209,12 +234,20 @@ def find_feedback(path: str | Path) -> Path:
 
     Raises:
         MissingDataError: It is not there.
+        DataError: The folder was to get another feedback and has not got it yet.
     """
     file = Path(path)
-    file = file / FEEDBACK if file.is_dir() else file
+    folder = file.is_dir()
+    file = file / FEEDBACK if folder else file
     if not file.is_file():
         raise MissingDataError(
             f"{file} is not there, expected the feedback of an environment: make it with `ilrec "
             "lea prepare`."
+        )
+    if folder and feedback_key(file) is None:
+        raise DataError(
+            f"{path} was being prepared with other options when that was stopped, and its feedback "
+            "is still the one before: run the same `ilrec lea prepare` again, or, to use what is "
+            f"there, name the file {file}."
         )
     return file

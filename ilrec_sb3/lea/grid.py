@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ilrec_sb3.cells import cell_name
 from ilrec_sb3.lea.networks import BACKBONES
-from ilrec_sb3.lea.training import Candidates, check_backbone, check_settings
+from ilrec_sb3.lea.training import Candidates, all_settings, check_backbone, check_settings
 from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
 from recsim_env.errors import DataError, MissingDataError, near_miss
@@ -156,25 +156,44 @@ class RecommenderTask:
         """Whether the environment has to say something first."""
         return self.candidates is not None
 
-    def folder(self, data: SequenceData) -> str:
-        """Returns the path of its folder below that of all cells: one for each key."""
-        return f"{self.name}-{self.key(data)[:_DIGITS]}"
+    def folder(self, key: str) -> str:
+        """Returns the path of its folder below that of all cells.
 
-    def feedback_name(self, data: SequenceData) -> str:
-        """Returns the name of its feedback's folder."""
-        key = artefacts.key(
-            data=data.fingerprint,
-            feedback=self.feedback,
-            candidates=self.candidates,
-            environment=self.environment,
-        )
+        Args:
+            key: See `key`.
+        """
+        return f"{self.name}-{key[:_DIGITS]}"
+
+    def feedback_name(self, data: SequenceData, environment: Mapping[str, Any]) -> str:
+        """Returns the name of its feedback's folder.
+
+        Args:
+            data: The sequences.
+            environment: As in `key`.
+        """
+        key = artefacts.key(data=data.fingerprint, **self._feedback(environment))
         return f"{self.backbone}-{key[:_DIGITS]}"
 
-    def key(self, data: SequenceData) -> str:
-        """Returns the hash of all that decides its result, the code left out."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values = {n: v for n, v in values.items() if n not in ("dataset", "label")}
-        return artefacts.key(data=data.fingerprint, **values)
+    def key(self, data: SequenceData, environment: Mapping[str, Any]) -> str:
+        """Returns the hash of all that decides its result, defaults too, the code left out.
+
+        Args:
+            data: The sequences.
+            environment: All settings of the environment, as it tells them; empty without one.
+        """
+        return artefacts.key(
+            data=data.fingerprint,
+            backbone=self.backbone,
+            variant=self.variant,
+            seed=self.seed,
+            steps=self.steps,
+            settings=all_settings(self.settings),
+            **self._feedback(environment),
+        )
+
+    def _feedback(self, environment: Mapping[str, Any]) -> dict[str, Any]:
+        candidates = None if self.candidates is None else self.candidates.spelled_out()
+        return {"environment": [self.environment, environment], "candidates": candidates}
 
 
 @dataclass(frozen=True)
@@ -348,7 +367,8 @@ class RecommenderGrid:
         shared = {**self.settings, **dataset.settings}
         times = 2 if variant.learns_q else 1
         steps, every = self.steps_on(name)
-        candidates = Candidates(backbone, steps, 0, {"evaluate_every": every, **shared})
+        length = {n: value for n, value in row.settings.items() if n == "length"}
+        own = {"evaluate_every": every, **shared, **length}
         return RecommenderTask(
             dataset=name,
             backbone=backbone,
@@ -358,7 +378,7 @@ class RecommenderGrid:
             steps=steps * times,
             settings={"evaluate_every": every * times, **shared, **row.settings},
             feedback={**self.feedback, **dataset.feedback, **row.feedback} if variant.needs else {},
-            candidates=candidates if variant.needs else None,
+            candidates=Candidates(backbone, steps, 0, own) if variant.needs else None,
             environment=self.environment if variant.needs else None,
         )
 

@@ -126,7 +126,7 @@ def _q_losses(
         "td_negative": td.negative,
         "q_positive": q[:, 0].mean(),
         "q_negative": q[:, 1].mean(),
-        "advantage_below_0": (weights < 0).float().mean(),
+        "advantage_below_0": (q[:, 0] < q[:, 1]).float().mean(),  # before any is clipped
     }
     augmented_td = None
     if variant.augmented_q:
@@ -141,6 +141,8 @@ def _values(
     main: RecommenderNetwork, other: RecommenderNetwork, batch: Batch, state: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
     """Values of this state and of the next: ``main`` chooses the item, ``other`` values it.
+
+    At t it chooses by the pass that is trained, with its dropout, which spares a further one.
 
     Args:
         main: Chooses.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from tqdm import tqdm
 
+from ilrec_sb3.arguments import arguments_of
 from ilrec_sb3.lea.batches import Batches
 from ilrec_sb3.lea.early_stopping import BestWeights
 from ilrec_sb3.lea.histories import Histories, padded_histories
@@ -33,6 +35,7 @@ from recsim_env.artefacts import fingerprint_bytes
 from recsim_env.environment_feedback import EnvironmentFeedback
 from recsim_env.errors import ArtefactError, DataError, near_miss
 from recsim_env.sequences import Examples, SequenceData, SequenceSplit
+from recsim_env.settings import check_type
 
 __all__ = ["LEA"]
 
@@ -55,7 +58,8 @@ class LEA:
     Double Q-learning keeps two whole networks (algorithm 1). Each step draws one of them: all
     losses go to it, it chooses the best next items, and the other one says what they are worth. The
     first of the two is evaluated, saved as the best, and served, so that half of the steps train it
-    (all of them under "Normal", which has no second). Targets are computed without dropout. The
+    (all of them under "Normal", which has no second). Targets are valued without dropout; the best
+    item in the present state is chosen by the pass that is trained, with it. The language model's
     chosen items are part of the loss from the first step, since the candidates that they were
     chosen from come from a supervised head which was trained before.
 
@@ -173,7 +177,15 @@ class LEA:
             "warm_up_steps": (0, float("inf")),
             "evaluate_every": (1, float("inf")),
             "patience": (1, float("inf")),
+            "minimum_advantage": (-sys.float_info.max, sys.float_info.max),
         }
+        hints = arguments_of(LEA)
+        for name in _SETTINGS[1:]:  # the backbone is checked where it is built
+            value = getattr(self, name)
+            if isinstance(value, np.generic):  # a file of JSON takes Python's numbers only
+                value = value.item()
+                setattr(self, name, value)
+            check_type(name, value, hints[name])
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

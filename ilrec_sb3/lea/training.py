@@ -8,14 +8,14 @@ import logging
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ilrec_sb3.arguments import arguments_of, check_arguments
+from ilrec_sb3.arguments import arguments_of, check_arguments, defaults_of
 from ilrec_sb3.lea.metrics import ranking_metrics, ranks
 from ilrec_sb3.lea.networks import BACKBONES, Backbone, NetworkConfig
 from ilrec_sb3.lea.recommender import LEA
@@ -37,6 +37,7 @@ __all__ = [
     "FLOORS",
     "Candidates",
     "Trained",
+    "all_settings",
     "check_backbone",
     "check_settings",
     "floor_ranks",
@@ -197,6 +198,10 @@ class Candidates:
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def spelled_out(self) -> Candidates:
+        """Returns the same with every default among the settings."""
+        return replace(self, settings=all_settings(self.settings))
+
 
 def make_recommender(
     backbone: str,
@@ -254,6 +259,20 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     check_arguments("LEA", settings, {**known, **sizes})
     network = NetworkConfig(**{n: value for n, value in settings.items() if n in sizes})
     return {n: value for n, value in settings.items() if n in known} | {"network": network}
+
+
+def all_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with the defaults of all that were left out, as keys have them.
+
+    Args:
+        settings: As in `check_settings`.
+
+    Raises:
+        DataError: As there.
+    """
+    sizes = asdict(check_settings(settings)["network"])
+    defaults = {n: value for n, value in defaults_of(LEA).items() if n not in _FIXED}
+    return {**defaults, **sizes, **settings}
 
 
 def check_backbone(name: str) -> Backbone:

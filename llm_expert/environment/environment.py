@@ -33,7 +33,7 @@ from recsim_env.artefacts import fingerprint_bytes, key, write_folder
 from recsim_env.environment_feedback import sample_negatives
 from recsim_env.errors import ArtefactError, DataError
 from recsim_env.sequences import Examples, IntArray, SequenceData
-from recsim_env.settings import from_mapping
+from recsim_env.settings import check_range, from_mapping
 
 __all__ = ["Answers", "EnvironmentConfig", "LLMEnvironment", "popularity_figures"]
 
@@ -108,6 +108,9 @@ class EnvironmentConfig:
                 raise DataError(
                     f"EnvironmentConfig.{name} is {getattr(self, name)}, expected at least 1."
                 )
+        check_range(self, "learning_rate", "token_learning_rate", "max_grad_norm", least=1e-12)
+        check_range(self, "lora_alpha", least=1)
+        check_range(self, "lora_dropout", least=0.0, most=0.99)
         if not 0.0 < self.share <= 1.0:
             raise DataError(
                 f"EnvironmentConfig.share is {self.share}, expected a share of the users above 0 "

@@ -31,6 +31,7 @@ from llm_expert.environment.tuning_state import restored, tuning_state
 from llm_expert.errors import ModelSpecError
 from recsim_env.artefacts import key, write_folder
 from recsim_env.errors import DataError
+from recsim_env.settings import check_range
 
 __all__ = [
     "LanguageModel",
@@ -388,6 +389,14 @@ class SmallModelConfig:
                     f"SmallModelConfig.{name} is {getattr(self, name)}, expected a divisor of "
                     f"{of}={getattr(self, of)}."
                 )
+        if self.hidden // self.heads % 2:
+            raise DataError(
+                f"SmallModelConfig.hidden={self.hidden} and heads={self.heads} give heads of "
+                f"{self.hidden // self.heads} numbers, expected an even number: positions turn "
+                "pairs of them."
+            )
+        check_range(self, "learning_rate", "exercise_rate", least=1e-12)
+        check_range(self, "weight_decay", least=0.0)
 
 
 def small_language_model(

@@ -30,6 +30,7 @@ SMALL = "small"
 _FORMAT = 2
 """Counted up when the feedback of equal options becomes another one."""
 _PIECES = "pieces"
+_SAMPLE, _SAMPLES = 16_384, 64  # bytes, and how many of them of a large file
 T = TypeVar("T")
 
 
@@ -143,7 +144,7 @@ class LanguageModelSource:
         return {
             "format": _FORMAT,
             "practice": None if small is None else PRACTICE,
-            "llm": arguments.llm,
+            "llm": arguments.llm if small is not None else _identity(arguments.llm),
             "dtype": arguments.llm_dtype,
             "seed": arguments.llm_seed,
             "negatives": arguments.negatives,
@@ -197,6 +198,26 @@ class LanguageModelSource:
 
 source = LanguageModelSource()
 """What the entry point names."""
+
+
+def _identity(name: str) -> str | dict[str, str]:
+    """Returns what tells a language model from others without loading it.
+
+    That is its name on the hub. Of a folder it is what is in it, wherever it lies: names, sizes and
+    64 samples of each file, since all of it would take long to read.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    parts: list[bytes] = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        parts += [str(file.relative_to(folder)).encode(), str(size).encode()]
+        with file.open("rb") as content:
+            for place in range(0, size, max(_SAMPLE, size // _SAMPLES)):
+                content.seek(place)
+                parts.append(content.read(_SAMPLE))
+    return {"folder": folder.name, "contents": artefacts.fingerprint_bytes(*parts)}
 
 
 @dataclass(frozen=True)

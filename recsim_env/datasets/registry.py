@@ -18,12 +18,15 @@ from recsim_env.datasets.steam import SteamSource
 from recsim_env.datasets.synthetic import SyntheticSource
 from recsim_env.errors import DataError, near_miss
 
-__all__ = ["load", "names", "source"]
+__all__ = ["SEQUENCES", "load", "names", "source"]
 
 _SOURCES: dict[str, type[Source]] = {
     kind.name: kind
     for kind in (AmazonSource, CoatSource, MovieLensSource, SteamSource, SyntheticSource)
 }
+
+SEQUENCES = ("industrial",)
+"""Names of built-in sequences (`recsim_env.sequences`) that are not those of a dataset, too."""
 
 
 def names() -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recsim_env import artefacts
 from recsim_env.datasets.dataset import Dataset
-from recsim_env.datasets.registry import names
+from recsim_env.datasets.registry import SEQUENCES, names
 from recsim_env.errors import DataError, near_miss
 
 __all__ = ["custom_names", "load_custom", "save_custom"]
@@ -40,7 +40,7 @@ def save_custom(dataset: Dataset, cache: str | Path | None = None) -> Path:
     Raises:
         DataError: For a name that is a built-in dataset's or is not fit for a folder.
     """
-    if dataset.name in names():
+    if dataset.name in (*names(), *SEQUENCES):
         raise DataError(
             f"{dataset.name!r} came as the name of your own dataset, but it is a built-in one's; "
             "choose another name."
