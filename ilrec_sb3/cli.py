@@ -153,8 +153,25 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     for add in (_add_demo, _add_prepare, _add_train, _add_evaluate, _add_benchmark):
         add(subparsers)
-    about = "recommenders that learn from a language model's feedback"
-    cl.add_later(subparsers, "lea", "ilrec_sb3.lea.commands:add_commands", help=about)
+    cl.add_later(
+        subparsers,
+        "lea",
+        "ilrec_sb3.lea.commands:add_commands",
+        help="recommenders that learn from a language model's feedback",
+        description=(
+            "LEA: sequential recommenders that learn by SNQN or SA2C, with a language model as\n"
+            "the environment. It gives states, rewards and further positive items once,\n"
+            "beforehand; the small recommender alone serves."
+        ),
+        epilog=(
+            "in this order:\n"
+            "  ilrec lea prepare --out runs/feedback                       made-up data\n"
+            "  ilrec lea train --feedback runs/feedback --out runs/leasr\n"
+            "  ilrec lea train --variant SA2C --out runs/sa2c              without feedback\n"
+            "  ilrec lea evaluate runs/sa2c runs/leasr\n"
+            "ilrec lea STEP --help has the options of a step."
+        ),
+    )
     _plug_in(_COMMANDS, lambda add: add(subparsers))
     commands: dict[str, _Parser] = dict(subparsers.choices)
     return parser, commands
@@ -432,6 +449,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if arguments.dataset is None:
         cl.say(f'Next: gymnasium.make("IlRecCustom-v0", dataset={name!r})')
         cl.say(f"or: ilrec train --dataset {name}")
+        if prepared.dataset.interactions.order is not None:
+            cl.say(f"or: ilrec lea prepare --dataset {name} --out runs/{name}-feedback")
     return 0
 
 

@@ -134,6 +134,27 @@ class LocalChatModel(BaseChatModel):
         return text
 
 
+def check_device(name: str) -> None:
+    """Refuses a device that torch cannot use here.
+
+    Args:
+        name: For example "cuda:0".
+
+    Raises:
+        ModelSpecError: It cannot.
+    """
+    import torch as th
+
+    try:
+        th.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelSpecError(
+            f"The device {name!r} came for a language model, which torch cannot use here "
+            f"({reason}): choose another one, or cpu."
+        ) from error
+
+
 def load_causal_lm(path: str | Path, device: str | None = None) -> tuple[Any, Any]:
     """Loads a causal language model and its tokenizer with transformers.
 
@@ -145,7 +166,7 @@ def load_causal_lm(path: str | Path, device: str | None = None) -> tuple[Any, An
         The model, set to evaluate, and the tokenizer.
 
     Raises:
-        ModelSpecError: transformers is missing, or there is no such model.
+        ModelSpecError: transformers is missing, or there is no such model or device.
     """
     import torch as th
 
@@ -157,6 +178,7 @@ def load_causal_lm(path: str | Path, device: str | None = None) -> tuple[Any, An
             "pip install 'ilrec[local]'"
         ) from error
     place = device or ("cuda" if th.cuda.is_available() else "cpu")
+    check_device(place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
         network = AutoModelForCausalLM.from_pretrained(

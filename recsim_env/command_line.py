@@ -16,7 +16,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,6 +91,16 @@ class FeedbackSource(Protocol):
             IlrecError: An option cannot be used.
         """
 
+    def check(self, arguments: argparse.Namespace) -> None:
+        """Refuses, before anything takes long, what cannot be done on this machine.
+
+        Args:
+            arguments: The command line.
+
+        Raises:
+            IlrecError: A device, a package or a file is not there.
+        """
+
     def feedback(
         self,
         arguments: argparse.Namespace,
@@ -99,6 +109,7 @@ class FeedbackSource(Protocol):
         candidates: IntArray,
         folder: Path,
         progress: bool,
+        say: Callable[[str], None],
     ) -> EnvironmentFeedback:
         """Makes what is missing in a folder and computes the feedback.
 
@@ -109,6 +120,7 @@ class FeedbackSource(Protocol):
             candidates: (m, 5) items for the environment to choose from.
             folder: Keeps what takes long, of other settings too: what is there is not made again.
             progress: Shows progress bars.
+            say: Takes lines that tell how good it is.
         """
 
 

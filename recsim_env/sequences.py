@@ -330,9 +330,9 @@ def load_sequences(name: str, root: str | Path | None = None, **options: Any) ->
     `seed`, as SNQN does.
 
     - "industrial": Amazon Industrial and Scientific; options `min_user`, `min_item`.
-    - "steam": games; options `form`, `seed`, `min_user`, `min_item`. Form "plays" (Steam-200k) has
-      no order in time: a user's games come as in the file, from the most to the least played. Form
-      "reviews" (reviews of UCSD) has the dates of the reviews and is in order of them.
+    - "steam": games; options `form`, `seed`, `min_user`, `min_item`. Form "reviews" (of UCSD, the
+      default) is in order of the dates of the reviews. Form "plays" (Steam-200k) has no order in
+      time: a user's games come as in the file, from the most to the least played.
     - "movielens": MovieLens-100k in order of its time stamps (equal ones as in the file); options
       `min_rating` (lower ratings go out; 1 keeps all), `seed`, `min_user`, `min_item`.
     - "synthetic": made up; options `n_users`, `n_items`, `length`, `follow`, `seed`. See there
@@ -486,7 +486,7 @@ def _industrial(
 def _steam(
     root: str | Path | None = None,
     *,
-    form: str = "plays",
+    form: str = "reviews",
     seed: int = 0,
     min_user: int = 3,
     min_item: int = 3,
@@ -666,7 +666,8 @@ def _build(
     if not kept.any():
         raise DataError(
             f"Of {users.size} events of {name!r} none is left after filtering (min_user="
-            f"{min_user}, min_item={min_item}), expected at least one sequence: lower these."
+            f"{min_user}, min_item={min_item}), expected at least one sequence: give more events, "
+            "or lower min_item."
         )
     missing = sorted(set(items[kept].tolist()) - set(words))
     if missing:

@@ -55,7 +55,8 @@ def check_type(name: str, value: object, hint: Any) -> None:
     """Refuses a value that is not of a type.
 
     Args:
-        name: What the message calls it; entries of a table are called ``name.entry``.
+        name: What the message calls it; entries of a table are called ``name.entry``, those of a
+            list ``name[0]``.
         value: What came.
         hint: The type, see `fits`.
 
@@ -67,6 +68,11 @@ def check_type(name: str, value: object, hint: Any) -> None:
     if typing.get_origin(hint) in _TABLES and isinstance(value, Mapping):
         for entry, item in value.items():
             check_type(f"{name}.{entry}", item, typing.get_args(hint)[1])
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) in _LISTS and isinstance(value, (list, tuple)):
+        if len(inner) == 1 or inner[1:] == (...,):  # each entry of one type
+            for place, item in enumerate(value):
+                check_type(f"{name}[{place}]", item, inner[0])
     raise DataError(f"{name}={value!r} came; expected {in_words(hint)}.")
 
 

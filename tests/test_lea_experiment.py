@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 import torch as th
 
 from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interval
-from ilrec_sb3.benchmark.workers import locked
+from ilrec_sb3.benchmark.workers import LOCK, locked
 from ilrec_sb3.lea import LEA
 from ilrec_sb3.lea.benchmark import run_recommender_benchmark
 from ilrec_sb3.lea.cells import Finished, Maker
@@ -45,6 +46,7 @@ from ilrec_sb3.lea.training import (
 )
 from llm_expert.environment import plugin
 from llm_expert.environment.environment import LLMEnvironment
+from llm_expert.errors import ModelSpecError
 from recsim_env import artefacts
 from recsim_env.environment_feedback import EnvironmentFeedback, sample_negatives
 from recsim_env.errors import DataError, MissingDataError
@@ -61,6 +63,7 @@ class FakeSource:
     def __init__(self) -> None:
         self.asked = 0
         self.version = 1
+        self.lacking: str | None = None
         self.fails: Exception | BaseException | None = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -72,6 +75,11 @@ class FakeSource:
         told = {"share": arguments.share, "state_loss": arguments.state_loss}
         return {**told, "version": self.version}
 
+    def check(self, arguments: argparse.Namespace) -> None:
+        del arguments
+        if self.lacking is not None:
+            raise DataError(self.lacking)
+
     def feedback(
         self,
         arguments: argparse.Namespace,
@@ -80,8 +88,9 @@ class FakeSource:
         candidates: IntArray,
         folder: Path,
         progress: bool,
+        say: Callable[[str], None],
     ) -> EnvironmentFeedback:
-        del data, folder, progress
+        del data, folder, progress, say
         self.asked += 1
         if self.fails is not None:
             raise self.fails
@@ -261,6 +270,8 @@ def test_options_of_a_file() -> None:
     source = FakeSource()
     found = source_arguments(source, {"share": 0.3, "state_loss": False, "tune": ["a=1", "b=2"]})
     assert vars(found) == {"share": 0.3, "state_loss": False, "tune": ["a=1", "b=2"]}
+    table = {"iterations": 3, "state_loss": False}
+    assert source_arguments(source, {"tune": table}).tune == ["iterations=3", "state_loss=false"]
     with pytest.raises(DataError, match="no option 'shares'; did you mean 'share'"):
         source_arguments(source, {"shares": 0.3})
     with pytest.raises(DataError, match="do not fit: argument --share"):
@@ -323,7 +334,9 @@ def test_a_tiny_language_model_as_source(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"share": 2.0}, "above 0"),
+        ({"share": 2.0}, "'2.0' came; expected a share of the users above 0"),
+        ({"share": "much"}, "'much' came; expected a share"),
+        ({"llm_device": "gpu"}, "'gpu' came; expected cpu, cuda"),
         ({"tune": ["lora_rang=2"]}, "did you mean 'lora_rank'"),
         ({"tune": ["lora_rank=two"]}, "lora_rank='two' came; expected a whole number"),
         ({"tune": ["share=0.2"]}, "give --share"),
@@ -334,6 +347,77 @@ def test_a_tiny_language_model_as_source(
 def test_options_of_the_language_model(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         plugin.source.settings(source_arguments(plugin.source, options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"llm_device": "cuda:63"}, "'cuda:63' came for a language model, which torch cannot use"),
+        ({"llm_dtype": "float99"}, "dtype='float99' came"),
+        ({"llm": "./nowhere"}, r"\./nowhere came, which is no folder"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_told_before_anything_is_made(
+    options: dict[str, Any], message: str, data: SequenceData, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelSpecError, match=message):
+        prepared(data, plugin.source, tmp_path / "new", **options)
+    assert {path.name for path in (tmp_path / "new").iterdir()} <= {LOCK}
+
+
+def test_a_missing_package_is_told_before_anything_is_made(
+    data: SequenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "peft" else real(name, *more),
+    )
+    with pytest.raises(ModelSpecError, match=r"needs the package peft.*ilrec\[local\]"):
+        prepared(data, plugin.source, tmp_path)
+
+
+def test_a_stopped_check_leaves_the_feedback_as_it_was(data: SequenceData, tmp_path: Path) -> None:
+    source = FakeSource()
+    prepared(data, source, tmp_path)
+    source.lacking = "There is no GPU here."
+    with pytest.raises(DataError, match="no GPU"):
+        prepared(data, source, tmp_path, share=0.5)
+    assert find_feedback(tmp_path) == tmp_path / FEEDBACK
+
+
+def test_choices_come_from_five_items(tmp_path: Path) -> None:
+    few = SequenceData(
+        "few", tuple("abcd"), tuple("ABCD"), tuple("ABCD"), "thing",
+        (np.array([0, 1, 2, 3]),), (np.array([-1, 0, 0, 0], np.int8),),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"'few' has 4 items, expected 5 or more.*lower min_item"):
+        prepared(few, FakeSource(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "choices", "warned"),
+    [(0.6, 0.4, ""), (0.52, 0.4, "the rewards are"), (0.5, 0.2, "the rewards and choices are")],
+)
+def test_what_the_tuned_model_gets_right_is_told(pairs: float, choices: float, warned: str) -> None:
+    by_popularity = {"pairs_right_by_popularity": 0.55, "choices_right_by_popularity": 0.3}
+    report = {"pairs_right": pairs, "choices_right": choices, **by_popularity}
+    first, *more = plugin._quality(report)
+    assert f"rewards {pairs:.2f} (0.55)" in first
+    assert f"choices {choices:.2f} (0.30)" in first
+    assert len(more) == bool(warned)
+    assert warned in "".join(more)
+    assert plugin._quality({}) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [({}, True), ({"choice_loss": False}, False), ({"llm": "some/model"}, False)],
+)
+def test_the_small_model_is_taught_to_choose(options: dict[str, Any], trained: bool) -> None:
+    tuning = plugin.source.settings(source_arguments(plugin.source, options))["tuning"]
+    assert tuning["choice_loss"] is trained
 
 
 def test_a_flag_and_a_field_reach_the_environment() -> None:
@@ -468,6 +552,9 @@ def test_settings_go_from_the_grid_to_the_row() -> None:
         ({"run": "a/b"}, "a folder is named after it"),
         ({"run": "other", "name": "cells"}, "give the grid another name"),
         ({"seed": [1]}, "no setting 'seed'; did you mean 'seeds'"),
+        ({"seeds": [0.5]}, r"seeds\[0\]=0\.5 came; expected a whole number"),
+        ({"settings": {"gamma": 3}}, "gamma=3 came, expected from 0 to 1"),
+        ({"device": "gpu"}, "device='gpu' came; expected cpu"),
         ({"name": "a/b"}, "a folder is named after it"),
         ({"datasets": [1]}, "of another form"),
     ],
@@ -492,6 +579,14 @@ def cell_of(run: Path, name: str) -> Path:
     """The folder of the one cell of a name."""
     (found,) = run.glob(f"cells/made/GRU4Rec/{name}-*")
     return found
+
+
+def test_options_that_do_not_fit_are_told_with_their_row(
+    source: FakeSource, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"The row 'SNQN-LEASR' on made: .*--share.*'x'"):
+        run_recommender_benchmark(grid_of(feedback={"share": "x"}), tmp_path, dry_run=True)
+    assert source.asked == 0
 
 
 def test_other_feedback_of_the_same_options_makes_other_cells(

@@ -106,6 +106,8 @@ def main() -> None:
     ]
     for name, spec in grid.datasets.items():
         lines += rows_of(name, spec, arguments.run, arguments.data)
+    if lines[-1].startswith("|---"):
+        parser.error(f"{arguments.run} has no tuned language model of the grid's datasets")
     text = "\n".join(lines) + "\n"
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "feedback_quality.md").write_text(text, encoding="utf-8")

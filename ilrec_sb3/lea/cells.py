@@ -33,7 +33,7 @@ from ilrec_sb3.lea.training import (
 )
 from recsim_env import artefacts
 from recsim_env.environment_feedback import EnvironmentFeedback
-from recsim_env.errors import IlrecError
+from recsim_env.errors import DataError, IlrecError
 from recsim_env.sequences import SequenceData
 from recsim_env.threads import one_thread
 
@@ -142,7 +142,11 @@ class Maker:
         asked = artefacts.key(environment=task.environment, options=task.feedback)
         if asked not in self._environments:
             source = make_source(task.environment)
-            self._environments[asked] = source.settings(source_arguments(source, task.feedback))
+            try:
+                found = source.settings(source_arguments(source, task.feedback))
+            except DataError as error:
+                raise DataError(f"The row {task.label!r} on {task.dataset}: {error}") from error
+            self._environments[asked] = found
         return self._environments[asked]
 
     def prepare(self, task: RecommenderTask, folder: Path) -> None:

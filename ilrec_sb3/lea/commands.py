@@ -111,6 +111,11 @@ def _settings(arguments: argparse.Namespace, times: int = 1) -> dict[str, Any]:
     return {"evaluate_every": _EVERY * times, **cl.json_pairs(arguments.settings, "--set")}
 
 
+def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
+    """Returns options that were given, for a command that is to come next."""
+    return [f"--{name}={value}" for name in names if (value := vars(arguments)[name])]
+
+
 # -- ilrec lea prepare -----------------------------------------------------------------------------
 
 
@@ -129,8 +134,9 @@ def _add_prepare(subparsers: Any) -> None:
             "  ilrec lea prepare --out runs/feedback              made-up data\n"
             "  ilrec lea prepare --dataset industrial --data ~/data --out runs/industrial\n"
             "  ilrec lea prepare --llm mistralai/Mistral-7B-v0.1 --dataset steam --out runs/m\n"
-            "Ctrl-C loses the stage that is running, or a piece of the last one, which is the\n"
-            "longest; the same command goes on from there.\n"
+            "Ctrl-C loses what is running: the training of the recommender, a hundred steps of\n"
+            "the small language model, a batch of item tokens, an epoch of the tuning, or a piece\n"
+            "of the answers; the same command goes on from there.\n"
         ),
     )
     _add_data(parser)
@@ -152,8 +158,14 @@ def _add_prepare(subparsers: Any) -> None:
 def _prepare(arguments: argparse.Namespace) -> int:
     source = make_source()
     arguments.resume = "The same command goes on with the stages and pieces that are finished"
+    data = _data(arguments)
+    events = sum(len(sequence) for sequence in data.sequences)
+    cl.say(
+        f"{data.name}: {len(data.sequences):,} sequences of {events:,} events and "
+        f"{data.n_items:,} items."
+    )
     feedback = prepare_feedback(
-        _data(arguments),
+        data,
         source,
         arguments,
         arguments.out,
@@ -165,7 +177,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         say=cl.say,
     )
     cl.say(f"Feedback on {len(feedback):,} train examples: {Path(arguments.out) / FEEDBACK}")
-    same = [f"--{name}={value}" for name in ("dataset", "data") if (value := vars(arguments)[name])]
+    same = _given(arguments, "dataset", "data", "cache")
     same += [f"--option={option}" for option in arguments.option]
     same += [f"--set={setting}" for setting in arguments.settings if setting.startswith("length=")]
     train = ["ilrec", "lea", "train", *same, "--feedback", arguments.out, "--out", "runs/leasr"]
@@ -182,7 +194,8 @@ def _add_train(subparsers: Any) -> None:
         help="train one recommender",
         description=(
             "Trains a recommender until the validation split sees no progress, and keeps the\n"
-            f"best weights: DIR/{_MODEL}, {_METRICS} and {_CURVE}."
+            f"best weights: DIR/{_MODEL}, {_METRICS}, {_CURVE} and {_RUN}, which `ilrec lea\n"
+            "evaluate` reads."
         ),
         epilog=(
             "examples:\n"
@@ -266,7 +279,13 @@ def _train(arguments: argparse.Namespace) -> int:
         f"{duration(trained.seconds)}, the weights of step {trained.best_step:,} kept."
     )
     cl.show(_table([("validation", trained.valid), ("test", trained.test)]).markdown())
-    cl.say(f"Model: {out / _MODEL}. Next: ilrec lea evaluate {out}")
+    if not trained.valid or not trained.test:
+        cl.say(
+            f"Beware: of {len(data.sequences):,} sequences none is left to "
+            f"{'validate' if not trained.valid else 'test'} on; more users would help."
+        )
+    following = ["ilrec", "lea", "evaluate", str(out), *_given(arguments, "data", "cache")]
+    cl.say(f"Model: {out / _MODEL}. Next: {shlex.join(following)}")
     return 0
 
 

@@ -88,7 +88,7 @@ def source_arguments(source: FeedbackSource, options: Mapping[str, Any]) -> argp
     Args:
         source: Whose options they are.
         options: Values by name: ``share = 0.2`` stands for ``--share 0.2``, false for ``--no-...``,
-            a list for an option that is repeated.
+            a list for an option that is repeated, a table for one that takes KEY=VALUE.
 
     Raises:
         DataError: An option is not known, or its value does not fit.
@@ -104,6 +104,8 @@ def source_arguments(source: FeedbackSource, options: Mapping[str, Any]) -> argp
         if isinstance(value, bool):
             given.append(f"--{flag}" if value else f"--no-{flag}")
         else:
+            if isinstance(value, Mapping):
+                value = [f"{key}={json.dumps(one)}" for key, one in value.items()]
             values = value if isinstance(value, (list, tuple)) else [value]
             given += [f"--{flag}={one}" for one in values]
     return parser.parse_args(given)
@@ -163,12 +165,18 @@ def prepare_feedback(
             else:
                 say(f"{folder / FEEDBACK} is there.")
                 return found
+        source.check(arguments)
+        if data.n_items < _CANDIDATES:
+            raise DataError(
+                f"{data.name!r} has {data.n_items} items, expected {_CANDIDATES} or more: the "
+                f"environment chooses among {_CANDIDATES}; a lower min_item leaves more."
+            )
         (folder / _SETTINGS).unlink(missing_ok=True)  # from here on it is not what it was
         say(f"Candidates: a {candidates.backbone} recommender without feedback.")
         model = _candidate_model(data, candidates, stages, device, progress)
         chosen = top_items(model, examples, _CANDIDATES)
         say("Environment: what is missing is made; what is there is used.")
-        found = source.feedback(arguments, data, examples, chosen, stages, progress)
+        found = source.feedback(arguments, data, examples, chosen, stages, progress, say)
         found.check(examples)
         found.save(folder / FEEDBACK)
         artefacts.write_file(folder / _SETTINGS, json.dumps(about, indent=1) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from ilrec_sb3.lea.networks import BACKBONES
 from ilrec_sb3.lea.training import Candidates, all_settings, check_backbone, check_settings
 from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
+from recsim_env.command_line import device
 from recsim_env.errors import DataError, MissingDataError, near_miss
 from recsim_env.sequences import SequenceData
 from recsim_env.settings import check_range, check_types, from_mapping
@@ -245,6 +247,11 @@ class RecommenderGrid:
         for name in ("variants", "rows", "backbones", "seeds"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_settings(self.settings)
+        if self.device is not None:
+            try:
+                device(self.device)
+            except ArgumentTypeError as error:
+                raise DataError(f"device={error}.") from error
         if "evaluate_every" in self.settings:
             raise DataError("evaluate_every came among the settings; it belongs to the grid.")
         if self.steps < 1 or self.evaluate_every < 1 or min(self.seeds, default=-1) < 0:

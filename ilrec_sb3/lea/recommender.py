@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,7 +38,7 @@ from recsim_env.errors import ArtefactError, DataError, near_miss
 from recsim_env.sequences import Examples, SequenceData, SequenceSplit
 from recsim_env.settings import check_type
 
-__all__ = ["LEA"]
+__all__ = ["LEA", "checked_settings"]
 
 SelfLEA = TypeVar("SelfLEA", bound="LEA")
 
@@ -141,7 +142,8 @@ class LEA:
         self.verbose = verbose
         self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         self.device = get_device(device)
-        self._check_settings()
+        for name, number in checked_settings({n: getattr(self, n) for n in _NUMBERS}).items():
+            setattr(self, name, number)
         self.data = data
         self.batches: Batches | None = None
         self._examples: dict[SequenceSplit, Examples] = {}
@@ -166,33 +168,6 @@ class LEA:
             self._setup_model(data.n_items, environment_dim, _catalogue(data))
 
     # -- set-up ------------------------------------------------------------------------------------
-
-    def _check_settings(self) -> None:
-        bounds = {
-            "learning_rate": (1e-12, float("inf")),
-            "batch_size": (1, float("inf")),
-            "gamma": (0, 1),
-            "augmented_supervised_weight": (0, float("inf")),
-            "augmented_q_weight": (0, float("inf")),
-            "warm_up_steps": (0, float("inf")),
-            "evaluate_every": (1, float("inf")),
-            "patience": (1, float("inf")),
-            "minimum_advantage": (-sys.float_info.max, sys.float_info.max),
-        }
-        hints = arguments_of(LEA)
-        for name in _SETTINGS[1:]:  # the backbone is checked where it is built
-            value = getattr(self, name)
-            if isinstance(value, np.generic):  # a file of JSON takes Python's numbers only
-                value = value.item()
-                setattr(self, name, value)
-            check_type(name, value, hints[name])
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise DataError(
-                    f"{name}={value} came, expected from {low:g} to {high:g}; leave it out for the "
-                    "usual value."
-                )
 
     def _set_batches(self, feedback: EnvironmentFeedback | None) -> None:
         assert self.data is not None
@@ -619,6 +594,43 @@ _SETTINGS = (
     "verbose",
     "seed",
 )
+
+
+_NUMBERS = _SETTINGS[1:]
+_BOUNDS = {
+    "learning_rate": (1e-12, math.inf),
+    "batch_size": (1, math.inf),
+    "gamma": (0, 1),
+    "augmented_supervised_weight": (0, math.inf),
+    "augmented_q_weight": (0, math.inf),
+    "warm_up_steps": (0, math.inf),
+    "minimum_advantage": (-sys.float_info.max, sys.float_info.max),
+    "evaluate_every": (1, math.inf),
+    "patience": (1, math.inf),
+}
+
+
+def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments of `LEA` as Python's numbers, having checked types and ranges.
+
+    Args:
+        settings: Those of its arguments that are numbers, true or false.
+
+    Raises:
+        DataError: One does not fit.
+    """
+    hints = arguments_of(LEA)
+    # a file of JSON takes Python's numbers only
+    found = {n: v.item() if isinstance(v, np.generic) else v for n, v in settings.items()}
+    for name, value in found.items():
+        check_type(name, value, hints[name])
+        low, high = _BOUNDS.get(name, (-math.inf, math.inf))
+        if value is not None and not low <= value <= high:
+            raise DataError(
+                f"{name}={value} came, expected from {low:g} to {high:g}; leave it out for the "
+                "usual value."
+            )
+    return found
 
 
 def _catalogue(data: SequenceData) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ilrec_sb3.arguments import arguments_of, check_arguments, defaults_of
 from ilrec_sb3.lea.metrics import ranking_metrics, ranks
 from ilrec_sb3.lea.networks import BACKBONES, Backbone, NetworkConfig
-from ilrec_sb3.lea.recommender import LEA
+from ilrec_sb3.lea.recommender import LEA, checked_settings
 from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
 from recsim_env.datasets import custom_names, load_custom
@@ -247,7 +247,7 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: Arguments of `LEA`, and fields of `NetworkConfig`.
 
     Raises:
-        DataError: One is not known, or not of its type.
+        DataError: One is not known, not of its type or out of its range.
     """
     for name in settings:
         if name in _FIXED:
@@ -258,7 +258,8 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {n: h for n, h in arguments_of(LEA).items() if n not in _FIXED}
     check_arguments("LEA", settings, {**known, **sizes})
     network = NetworkConfig(**{n: value for n, value in settings.items() if n in sizes})
-    return {n: value for n, value in settings.items() if n in known} | {"network": network}
+    own = checked_settings({n: value for n, value in settings.items() if n in known})
+    return {**own, "network": network}
 
 
 def all_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

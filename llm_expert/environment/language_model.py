@@ -8,6 +8,7 @@ world.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -36,6 +37,7 @@ from recsim_env.settings import check_range
 __all__ = [
     "LanguageModel",
     "SmallModelConfig",
+    "check_loading",
     "load_language_model",
     "small_language_model",
 ]
@@ -285,12 +287,7 @@ def load_language_model(
     """
     from llm_expert.local import load_causal_lm
 
-    wanted = getattr(th, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(wanted, th.dtype) and wanted.is_floating_point):
-        raise ModelSpecError(
-            f"dtype={dtype!r} came for the model {name}, expected a floating-point type of torch, "
-            'such as "bfloat16", "float16" or "float32".'
-        )
+    wanted = _number_type(name, dtype)
     spread = device == "auto"
     with _bars(shown=progress):
         model, tokenizer = load_causal_lm(name, "cpu" if spread else device)
@@ -299,6 +296,48 @@ def load_language_model(
     if spread and th.cuda.is_available():
         model = _over_all_gpus(model if wanted is not None else model.to(th.bfloat16))
     return LanguageModel(model, tokenizer, str(name))
+
+
+def _number_type(name: str | Path, dtype: str | th.dtype | None) -> th.dtype | None:
+    wanted = getattr(th, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is None:
+        return None
+    if not (isinstance(wanted, th.dtype) and wanted.is_floating_point):
+        raise ModelSpecError(
+            f"dtype={dtype!r} came for the model {name}, expected a floating-point type of torch, "
+            'such as "bfloat16", "float16" or "float32".'
+        )
+    return wanted
+
+
+def check_loading(name: str | None, device: str | None = None, dtype: str | None = None) -> None:
+    """Refuses what `load_language_model` and the tuning would refuse, without loading anything.
+
+    Args:
+        name: As there; None for the small model.
+        device: As there.
+        dtype: As there.
+
+    Raises:
+        ModelSpecError: A package is missing, or there is no such folder, device or type.
+    """
+    from llm_expert.local import check_device
+
+    shown = name or "small"
+    for package in ("transformers", "peft"):
+        if importlib.util.find_spec(package) is None:
+            raise ModelSpecError(
+                f"The model {shown} needs the package {package}, which is not there: "
+                "pip install 'ilrec[local]'"
+            )
+    if name is not None and name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise ModelSpecError(
+            f"The model {name} came, which is no folder, expected one with a causal language model "
+            "and its tokenizer, or a name on the Hugging Face hub."
+        )
+    if device not in (None, "auto"):
+        check_device(device)
+    _number_type(shown, dtype)
 
 
 def _over_all_gpus(model: Any) -> Any:

@@ -30,6 +30,8 @@ SMALL = "small"
 _FORMAT = 2
 """Counted up when the feedback of equal options becomes another one."""
 _PIECES = "pieces"
+_MARGIN = 0.05
+"""What is right by less than this more often than by chance is called chance."""
 _SAMPLE, _SAMPLES = 16_384, 64  # bytes, and how many of them of a large file
 T = TypeVar("T")
 
@@ -53,13 +55,18 @@ class LanguageModelSource:
             help="a causal language model of Hugging Face by name or folder, or small: one that is "
             "trained on the catalogue's text alone and knows nothing else (default: small)",
         )
-        group.add_argument("--llm-device", metavar="NAME", help="cpu, cuda:0, or auto for all GPUs")
+        group.add_argument(
+            "--llm-device",
+            type=cl.device,
+            metavar="NAME",
+            help="where the language model is asked: cpu, cuda:0, or auto for all GPUs",
+        )
         group.add_argument(
             "--llm-dtype", metavar="NAME", help="type of its numbers, such as bfloat16"
         )
         group.add_argument(
             "--share",
-            type=float,
+            type=_share,
             default=0.1,
             metavar="S",
             help="of the users that it is tuned on (default: 0.1)",
@@ -86,8 +93,8 @@ class LanguageModelSource:
         group.add_argument(
             "--choice-loss",
             action=argparse.BooleanOptionalAction,
-            default=False,
-            help="tune the choice among five, too, which the paper does not (default: off)",
+            help="tune the choice among five, too, which the paper does not (default: on for the "
+            "small model, which cannot choose without, else off)",
         )
         group.add_argument(
             "--chooser",
@@ -153,6 +160,20 @@ class LanguageModelSource:
             "tuning": asdict(_config(arguments)),
         }
 
+    def check(self, arguments: argparse.Namespace) -> None:
+        """Refuses, before anything takes long, what cannot be done on this machine.
+
+        Args:
+            arguments: The command line.
+
+        Raises:
+            ModelSpecError: A package is missing, or there is no such model, device or type.
+        """
+        from llm_expert.environment.language_model import check_loading
+
+        model = None if arguments.llm == SMALL else arguments.llm
+        check_loading(model, arguments.llm_device, arguments.llm_dtype)
+
     def feedback(
         self,
         arguments: argparse.Namespace,
@@ -161,6 +182,7 @@ class LanguageModelSource:
         candidates: IntArray,
         folder: Path,
         progress: bool,
+        say: Callable[[str], None],
     ) -> EnvironmentFeedback:
         """Makes what is missing in a folder and computes the feedback.
 
@@ -171,6 +193,7 @@ class LanguageModelSource:
             candidates: (m, 5) items for the language model to choose from.
             folder: Keeps the stages.
             progress: Shows progress bars.
+            say: Takes lines that tell how good it is.
 
         Raises:
             ModelSpecError: The language model cannot be loaded.
@@ -183,6 +206,8 @@ class LanguageModelSource:
         lm = stages.language_model(arguments)
         tokens = stages.item_tokens(lm, config) if config.item_tokens else None
         environment = stages.environment(lm, config, tokens)
+        for line in _quality(environment.report):
+            say(line)
         return precompute(
             environment,
             examples,
@@ -335,6 +360,45 @@ class _Stages:
         return _kept(folder, lambda: LLMEnvironment.load(folder, lm), make)
 
 
+def _quality(report: Mapping[str, Any]) -> list[str]:
+    """Returns lines on what a tuned environment gets right on validation examples."""
+    if "pairs_right" not in report:
+        return []
+    rewards = f"{report['pairs_right']:.2f} ({report['pairs_right_by_popularity']:.2f})"
+    choices = f"{report['choices_right']:.2f} ({report['choices_right_by_popularity']:.2f})"
+    lines = [
+        "Right on validation examples, and in brackets what preferring popular items gets: rewards "
+        f"{rewards}, chance is 0.50; choices {choices}, chance is 0.20."
+    ]
+    weak = [
+        name
+        for name, figure, chance in (
+            ("rewards", "pairs_right", 0.5),
+            ("choices", "choices_right", 0.2),
+        )
+        if report[figure] < chance + _MARGIN
+    ]
+    if weak:
+        lines.append(
+            f"Beware: the {' and '.join(weak)} are hardly better than chance, so they cannot help "
+            "a recommender; a larger --llm, or a larger --share, may know more."
+        )
+    return lines
+
+
+def _share(text: str) -> float:
+    """Reads a share; an argparse ``type``."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0.0 < share <= 1.0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} came; expected a share of the users above 0 and up to 1, such as 0.1"
+        )
+    return share
+
+
 def _kept(path: Path, load: Callable[[], T], make: Callable[[], T]) -> T:
     """Returns what is kept at a path, or makes it where it is not there or broken."""
     if path.exists():
@@ -371,6 +435,8 @@ def _config(arguments: argparse.Namespace) -> EnvironmentConfig:
         "state_loss": arguments.state_loss,
         "choice_loss": arguments.choice_loss,
     }
+    if arguments.choice_loss is None:
+        flags["choice_loss"] = arguments.llm == SMALL
     values = _fields(arguments.tune, "--tune", EnvironmentConfig)
     for name in flags:
         if name in values:
