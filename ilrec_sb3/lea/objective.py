@@ -158,6 +158,13 @@ def _values(
     states = None
     if batch.states is not None and batch.next_states is not None:
         states = th.cat([batch.states, batch.next_states])
-    best = main.q_values(th.cat([state, next_state])).argmax(dim=1, keepdim=True)
+    best = _best(main.q_values(th.cat([state, next_state])))
     values, next_values = other.q_of(other.q_state_of(histories, states), best)[:, 0].chunk(2)
     return values, next_values
+
+
+def _best(q: th.Tensor) -> th.Tensor:
+    """Returns the first of the largest of each row, (B, 1) of (B, n)."""
+    if q.device.type == "cpu":  # several times as fast as torch's
+        return th.from_numpy(q.numpy().argmax(axis=1, keepdims=True))
+    return q.argmax(dim=1, keepdim=True)
