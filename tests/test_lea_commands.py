@@ -15,6 +15,7 @@ from ilrec_sb3.cli import main
 from ilrec_sb3.lea import LEA
 from ilrec_sb3.lea.feedback import FEEDBACK
 from llm_expert.environment import plugin
+from recsim_env.datasets import from_tables, save_custom
 
 DATA = ["--option", "n_users=30", "--option", "n_items=12", "--option", "length=6"]
 TINY = ["--set", "dim=8", "--set", "evaluate_every=2", "--no-progress"]
@@ -108,6 +109,34 @@ def test_no_environment_installed(
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [])
     assert main(["lea", "prepare", "--out", "x"]) == 1
     assert "No installed package brings an environment" in capsys.readouterr().err
+
+
+def test_repeats_in_data_of_your_own_are_told(
+    capsys: pytest.CaptureFixture[str], language_model: None
+) -> None:
+    del language_model
+    users, items, times = zip(
+        *((u, (u + t) % 8, t) for u in range(20) for t in range(10)), strict=True
+    )
+    rows = {"user": users, "item": items, "time": times, "clicks": [1 + t % 3 for t in times]}
+    words = {"item": range(8), "title": [f"Song {n}" for n in range(8)], "genre": ["pop"] * 8}
+    save_custom(from_tables(rows, words, "songs"))
+    missing = ["--llm", "./nowhere", "--no-progress"]  # stops before anything is made
+    assert main(["lea", "prepare", "--dataset", "songs", "--out", "x", *missing]) == 1
+    printed, error = capsys.readouterr()
+    assert "songs: 20 sequences of 160 events and 8 items." in printed
+    assert "Beware: 40 rows repeated a user and an item" in printed
+    assert "./nowhere came, which is no folder" in error
+
+
+def test_what_comes_next_has_the_options_that_were_given(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ["--data", "some where", "--cache", str(tmp_path)]
+    train = ["lea", "train", "--variant", "Normal", *NEXT, *given, "--steps", "2", "--out", "one"]
+    assert main(train) == 0
+    expected = f"Next: ilrec lea evaluate one '--data=some where' --cache={tmp_path}"
+    assert expected in capsys.readouterr().out
 
 
 def test_train_and_evaluate_without_feedback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ from ilrec_sb3.lea.training import (
 from ilrec_sb3.lea.variants import Variant
 from recsim_env import artefacts
 from recsim_env import command_line as cl
+from recsim_env.datasets import custom_names, load_custom
 from recsim_env.environment_feedback import EnvironmentFeedback
 from recsim_env.errors import DataError, MissingDataError
 from recsim_env.sequences import SequenceData, sequence_names
@@ -164,6 +165,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
         f"{data.name}: {len(data.sequences):,} sequences of {events:,} events and "
         f"{data.n_items:,} items."
     )
+    if arguments.dataset in custom_names(arguments.cache):
+        counted = load_custom(arguments.dataset, arguments.cache).statistics
+        if merged := counted.get("repeated_rows_merged"):
+            cl.say(
+                f"Beware: {merged:,} rows repeated a user and an item, and each pair is one event, "
+                "at the last of its times; recsim_env.sequences.SequenceData takes repeats."
+            )
     feedback = prepare_feedback(
         data,
         source,
