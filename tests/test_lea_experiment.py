@@ -42,6 +42,7 @@ from ilrec_sb3.lea.training import (
     load_data,
     make_recommender,
     metric_names,
+    repeat_share,
     train_recommender,
 )
 from llm_expert.environment import plugin
@@ -385,6 +386,45 @@ def test_a_stopped_check_leaves_the_feedback_as_it_was(data: SequenceData, tmp_p
     with pytest.raises(DataError, match="no GPU"):
         prepared(data, source, tmp_path, share=0.5)
     assert find_feedback(tmp_path) == tmp_path / FEEDBACK
+
+
+def test_repeats_are_put_up_where_users_repeat() -> None:
+    sequences = tuple(np.array(s) for s in ([0, 1, 2, 0], [0, 1, 2, 3], [3, 3, 1, 2]))
+    codes = (np.array([-1, 0, 0, 0], np.int8),) * 3
+    words = tuple("abcd")
+    made = SequenceData("hand", words, words, words, "thing", sequences, codes)
+    assert repeat_share(made.examples("train")) == 2 / 9  # 0 after 0 1 2, and 3 after 3
+    assert repeat_share(made.examples("test")) == 0.0
+    assert Candidates().spelled_out(made).repeats is True
+    assert Candidates(repeats=False).spelled_out(made).repeats is False
+    fresh = SequenceData("hand", words, words, words, "thing", sequences[1:2], codes[1:2])
+    assert Candidates().spelled_out(fresh).repeats is False
+    assert Candidates(repeats=True).spelled_out(fresh).repeats is True
+
+
+def test_candidates_without_repeats(data: SequenceData, tmp_path: Path) -> None:
+    asked: list[IntArray] = []
+
+    class Listening(FakeSource):
+        def feedback(
+            self, arguments: Any, data: Any, examples: Any, candidates: Any, *rest: Any
+        ) -> Any:
+            asked.append((candidates[:, :, None] == examples.histories[:, None, :]).any(2))
+            return super().feedback(arguments, data, examples, candidates, *rest)
+
+    source = Listening()
+    for repeats in (True, False):
+        prepare_feedback(
+            data,
+            source,
+            source_arguments(source, {}),
+            tmp_path,
+            candidates=Candidates("GRU4Rec", 4, 0, {"evaluate_every": 2, **TINY}, repeats),
+            progress=False,
+        )
+    assert asked[0].any()
+    assert not asked[1].any()
+    assert len(list((tmp_path / "stages").glob("candidates-*"))) == 1  # trained once
 
 
 def test_choices_come_from_five_items(tmp_path: Path) -> None:

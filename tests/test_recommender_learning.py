@@ -130,6 +130,13 @@ def test_candidates_are_the_first_items(data: SequenceData) -> None:
     model = make(data, "Normal").learn(50)
     examples = data.examples("train").take(np.arange(7))
     found = top_items(model, examples)
+    new = top_items(model, examples, repeats=False)
+    scores = model.scores(examples.histories)
+    for row, items, history in zip(scores, new, examples.histories, strict=True):
+        row[history[history < 30]] = -np.inf  # 30 is padding
+        assert items.tolist() == np.argsort(-row, kind="stable")[:5].tolist()
+    every = model.predict([[3, 7]], 30, repeats=False)[0]
+    assert set(every[-2:]) == {3, 7}  # the last of all
     assert found.shape == (7, 5)
     scores = model.scores(examples.histories)
     assert found.tolist() == np.argsort(-scores, axis=1)[:, :5].tolist()

@@ -149,6 +149,12 @@ def _add_prepare(subparsers: Any) -> None:
         metavar="N",
         help=f"gradient steps at most of the first recommender (default: {_STEPS})",
     )
+    parser.add_argument(
+        "--repeats",
+        action=argparse.BooleanOptionalAction,
+        help="items of the history may be among those to choose from (default: where at least a "
+        "tenth of the train targets repeat one)",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the feedback goes")
     with contextlib.suppress(DataError):  # told when it is run: the other commands need none
         make_source().add_arguments(parser)
@@ -178,7 +184,11 @@ def _prepare(arguments: argparse.Namespace) -> int:
         arguments,
         arguments.out,
         candidates=Candidates(
-            arguments.backbone, arguments.candidate_steps, arguments.seed, _settings(arguments)
+            arguments.backbone,
+            arguments.candidate_steps,
+            arguments.seed,
+            _settings(arguments),
+            arguments.repeats,
         ),
         device=arguments.device,
         progress=arguments.progress,

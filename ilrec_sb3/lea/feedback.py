@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -145,7 +145,7 @@ def prepare_feedback(
         DataError: The folder has something else in it, or another process works on it.
         IlrecError: Settings that cannot be used, or a language model that fails.
     """
-    folder, candidates = Path(folder), candidates.spelled_out()
+    folder, candidates = Path(folder), candidates.spelled_out(data)
     stages = folder / STAGES if stages is None else Path(stages)
     network: NetworkConfig = check_settings(candidates.settings)["network"]
     examples = data.examples("train", network.length)
@@ -174,7 +174,8 @@ def prepare_feedback(
         (folder / _SETTINGS).unlink(missing_ok=True)  # from here on it is not what it was
         say(f"Candidates: a {candidates.backbone} recommender without feedback.")
         model = _candidate_model(data, candidates, stages, device, progress)
-        chosen = top_items(model, examples, _CANDIDATES)
+        assert candidates.repeats is not None
+        chosen = top_items(model, examples, _CANDIDATES, candidates.repeats)
         say("Environment: what is missing is made; what is there is used.")
         found = source.feedback(arguments, data, examples, chosen, stages, progress, say)
         found.check(examples)
@@ -214,7 +215,8 @@ def _candidate_model(
     data: SequenceData, candidates: Candidates, stages: Path, device: str | None, progress: bool
 ) -> LEA:
     """Returns the recommender that is kept, or trains one and keeps it."""
-    key = artefacts.key(data=data.fingerprint, candidates=candidates)
+    trained = replace(candidates, repeats=None)  # which of its items are taken comes later
+    key = artefacts.key(data=data.fingerprint, candidates=trained)
     path = stages / f"candidates-{key[:16]}.zip"
     if path.exists():
         try:

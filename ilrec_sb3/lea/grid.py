@@ -173,7 +173,7 @@ class RecommenderTask:
             data: The sequences.
             environment: As in `key`.
         """
-        key = artefacts.key(data=data.fingerprint, **self._feedback(environment))
+        key = artefacts.key(data=data.fingerprint, **self._feedback(data, environment))
         return f"{self.backbone}-{key[:_DIGITS]}"
 
     def key(self, data: SequenceData, environment: Mapping[str, Any]) -> str:
@@ -190,11 +190,11 @@ class RecommenderTask:
             seed=self.seed,
             steps=self.steps,
             settings=all_settings(self.settings),
-            **self._feedback(environment),
+            **self._feedback(data, environment),
         )
 
-    def _feedback(self, environment: Mapping[str, Any]) -> dict[str, Any]:
-        candidates = None if self.candidates is None else self.candidates.spelled_out()
+    def _feedback(self, data: SequenceData, environment: Mapping[str, Any]) -> dict[str, Any]:
+        candidates = None if self.candidates is None else self.candidates.spelled_out(data)
         return {"environment": [self.environment, environment], "candidates": candidates}
 
 

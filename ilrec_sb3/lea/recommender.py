@@ -402,12 +402,14 @@ class LEA:
 
     # -- recommending ------------------------------------------------------------------------------
 
-    def predict(self, histories: Histories, k: int = 10) -> NDArray[np.int64]:
-        """Recommends the items with the highest scores, items of the history among them.
+    def predict(self, histories: Histories, k: int = 10, repeats: bool = True) -> NDArray[np.int64]:
+        """Recommends the items with the highest scores.
 
         Args:
             histories: (B, any) left-padded item indices, or B sequences of any lengths.
             k: How many, from 1 to the number of items.
+            repeats: Whether items of the history stay where their scores put them; else they come
+                after all others. Only the last items are known, as many as the network reads.
 
         Returns:
             (B, k) item indices, the best first.
@@ -419,7 +421,13 @@ class LEA:
             raise DataError(
                 f"k={k} came, expected from 1 to the {self.n_items} items of the catalogue."
             )
-        found = [scores.topk(k, dim=1).indices for scores in self._scores(histories)]
+        found = []
+        for padded, scores in self._scores(histories):
+            if not repeats:
+                # one more place, for the padding
+                taken = scores.new_zeros(len(scores), self.n_items + 1).scatter(1, padded, -th.inf)
+                scores = scores + taken[:, :-1]
+            found.append(scores.topk(k, dim=1).indices)
         return np.asarray(th.cat(found).cpu().numpy()) if found else np.zeros((0, k), np.int64)
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
@@ -431,18 +439,18 @@ class LEA:
         Returns:
             (B, n_items), higher is better.
         """
-        found = [scores.cpu().numpy() for scores in self._scores(histories)]
+        found = [scores.cpu().numpy() for _, scores in self._scores(histories)]
         return np.concatenate(found) if found else np.zeros((0, self.n_items), np.float32)
 
-    def _scores(self, histories: Histories) -> Iterator[th.Tensor]:
-        """Yields (b, n_items) scores, chunk by chunk of the histories."""
+    def _scores(self, histories: Histories) -> Iterator[tuple[th.Tensor, th.Tensor]]:
+        """Yields (b, length) padded histories and (b, n_items) scores, chunk by chunk."""
         padded = padded_histories(histories, self.config.length, self.n_items)
         network = self.network
         for start in range(0, len(padded), _CHUNK):
             with th.inference_mode():
                 chunk = th.from_numpy(padded[start : start + _CHUNK]).to(self.device)
                 scores = network.logits(network.hidden(chunk))
-            yield scores
+            yield chunk, scores
 
     def evaluate(self, split: SequenceSplit) -> dict[str, float]:
         """Ranks the next item of each example among all items.
@@ -467,7 +475,7 @@ class LEA:
         if not len(examples):
             return {}
         found, start = [], 0
-        for scores in self._scores(examples.histories):
+        for _, scores in self._scores(examples.histories):
             targets = examples.targets[start : start + len(scores)]
             found.append(ranks(scores.cpu().numpy(), targets))
             start += len(scores)

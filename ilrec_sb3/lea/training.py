@@ -45,6 +45,7 @@ __all__ = [
     "make_recommender",
     "metric_names",
     "model_ranks",
+    "repeat_share",
     "train_recommender",
     "write_curve",
 ]
@@ -55,6 +56,7 @@ FLOORS = ("popularity", "last item")
 """Recommendations that need no training, see `floor_ranks`."""
 
 _CHUNK = 512
+_REPEATS = 0.1
 _FIXED = {
     "backbone": "is chosen by itself",
     "data": "are chosen by their name",
@@ -191,16 +193,34 @@ class Candidates:
         steps: Gradient steps at most.
         seed: Of its training.
         settings: Arguments of `LEA`, and fields of `NetworkConfig`.
+        repeats: Whether items of the history may be among its best; None: where at least a tenth
+            of the train targets are in their histories. Recommenders that have one table of item
+            vectors like the last item best, and where it is never taken again a chosen one would
+            teach what cannot happen.
     """
 
     backbone: str = "SASRec"
     steps: int = 20_000
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    repeats: bool | None = None
 
-    def spelled_out(self) -> Candidates:
-        """Returns the same with every default among the settings."""
-        return replace(self, settings=all_settings(self.settings))
+    def spelled_out(self, data: SequenceData) -> Candidates:
+        """Returns the same with every default among the settings, and repeats decided.
+
+        Args:
+            data: The sequences.
+        """
+        settings, repeats = all_settings(self.settings), self.repeats
+        if repeats is None:
+            repeats = repeat_share(data.examples("train", settings["length"])) >= _REPEATS
+        return replace(self, settings=settings, repeats=repeats)
+
+
+def repeat_share(examples: Examples) -> float:
+    """Returns how many of the targets are in their histories, from 0 to 1; 0 without examples."""
+    found = (examples.histories == examples.targets[:, None]).any(axis=1)
+    return float(found.mean()) if len(found) else 0.0
 
 
 def make_recommender(
