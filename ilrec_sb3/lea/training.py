@@ -9,6 +9,7 @@ import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +214,13 @@ class Candidates:
         """
         settings, repeats = all_settings(self.settings), self.repeats
         if repeats is None:
-            repeats = repeat_share(data.examples("train", settings["length"])) >= _REPEATS
+            repeats = _users_repeat(data, settings["length"])
         return replace(self, settings=settings, repeats=repeats)
+
+
+@lru_cache(maxsize=8)  # a grid asks for each of its cells
+def _users_repeat(data: SequenceData, length: int) -> bool:
+    return repeat_share(data.examples("train", length)) >= _REPEATS
 
 
 def repeat_share(examples: Examples) -> float:
