@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from lea_toy import catalogue, language_model, lines, tokens
+from lea_toy import COLOURS, catalogue, language_model, lines, tokens
 
 from llm_expert.environment import (
     EnvironmentConfig,
@@ -79,8 +80,39 @@ def test_it_learns_the_habit() -> None:
     assert report["reward_of_chosen"] > 0.5
 
 
-def test_a_stopped_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = EnvironmentConfig(share=0.5, epochs=3, lora_rank=4, lora_dropout=0.2, length=4)
+def test_exercises_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of one kind are alike, so made-up users stay with one kind; nobody's data are in it."""
+    monkeypatch.setattr(sys.modules["llm_expert.environment.environment"], "_EXERCISES", 40)
+    one_epoch, seen = LLMEnvironment._epoch, []
+
+    def recorded(self: LLMEnvironment, examples: Examples, *rest: Any) -> dict[str, float]:
+        seen.append(examples)
+        return one_epoch(self, examples, *rest)
+
+    monkeypatch.setattr(LLMEnvironment, "_epoch", recorded)
+    tuned = fitted(exercises=100, epochs=2, choice_loss=True)
+    assert [len(examples) for examples in seen[:3]] == [40, 40, 20]
+    assert not np.array_equal(seen[0].targets, seen[1].targets)
+    alike = [
+        target // len(COLOURS) in {item // len(COLOURS) for item in row if item != PAD}
+        for examples in seen[:3]
+        for row, target in zip(examples.histories, examples.targets, strict=True)
+    ]
+    assert all(alike)
+    assert seen[3] is seen[4]
+    for name in ("reward", "state", "choice"):
+        assert len(tuned.report[f"exercise_{name}_loss"]) == 3
+        assert len(tuned.report[f"{name}_loss"]) == 2
+
+
+@pytest.mark.parametrize(("exercises", "epochs"), [(0, 3), (80, 1)])
+def test_a_stopped_tuning_goes_on(
+    exercises: int, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["llm_expert.environment.environment"], "_EXERCISES", 40)
+    config = EnvironmentConfig(
+        share=0.5, epochs=epochs, exercises=exercises, lora_rank=4, lora_dropout=0.2, length=4
+    )
 
     published = language_model().save(tmp_path / "lm")
 
@@ -350,6 +382,8 @@ def test_bad_settings() -> None:
     ):
         with pytest.raises(DataError, match=f"{name}={value} came; expected"):
             EnvironmentConfig(**{name: value})
+    with pytest.raises(DataError, match=r"token_start is 'words'; .*Known: random, text"):
+        EnvironmentConfig(token_start="words")  # type: ignore[arg-type]
     small = ItemTokens(np.zeros((3, 64), np.float32), np.zeros(1, np.float32), "here")
     with pytest.raises(DataError, match=r"shape \(3, 64\) came, expected \(12, 64\)"):
         LLMEnvironment.fit(language_model(), catalogue(), progress=False, tokens=small)

@@ -71,6 +71,32 @@ def test_items_do_not_depend_on_each_other() -> None:
     assert not np.allclose(quick(seed=1).vectors, quick().vectors, atol=0.01)
 
 
+def test_text_vectors_by_hand() -> None:
+    """Tokens 0 to 3 are the corners of a square; the first is in all texts and says nothing."""
+    table = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [-1.0, 1.0]], np.float32)
+    # means: (1, -1), (-1, -1) and nothing; less their mean (0, -1): (1, 0), (-1, 0)
+    found = module.text_vectors(table, [[0, 1], [0, 2, 2], [0]])
+    spread = np.sqrt(2.0)  # a variance of 1 in each of two dimensions
+    np.testing.assert_allclose(found, [[spread, 0.0], [-spread, 0.0], [0.0, 0.0]], atol=1e-6)
+    # of two tokens that one and two of three texts have: ln 3 and ln 1.5
+    found = module.text_vectors(table + 5.0, [[1, 2], [2], [3]])
+    rare, common = np.log(3.0), np.log(1.5)
+    first = (rare * table[1] + common * table[2]) / (rare + common)
+    apart = first - (first + table[2] + table[3]) / 3
+    expected = 5.0 + spread * apart / np.linalg.norm(apart)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+
+
+def test_where_vectors_begin() -> None:
+    """Before the first step the text's own words tell more of it than a draw does."""
+    by_text, by_draw = quick(iterations=0, start="text"), quick(iterations=0)
+    assert by_text.losses.shape == (1,)
+    assert by_text.losses[0] < by_draw.losses[0]
+    assert np.array_equal(quick(iterations=0, start="text", seed=1).vectors, by_text.vectors)
+    with pytest.raises(DataError, match=r"start='title' came .* Known: random, text"):
+        quick(start="title")
+
+
 def test_they_survive_their_file(tmp_path: Path) -> None:
     found = tokens()
     loaded = ItemTokens.load(found.save(tmp_path / "tokens.safetensors"))
@@ -109,7 +135,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 4  # two batches were kept, one was stopped, one was left
     assert np.array_equal(resumed.vectors, whole.vectors)
     assert np.array_equal(resumed.losses, whole.losses)
-    quick(batch_size=4, folder=tmp_path, seed=1)
+    quick(batch_size=4, folder=tmp_path, start="text")
     assert len(calls) == 7  # other settings, other pieces
 
 
@@ -122,10 +148,12 @@ def test_nan_names_the_item(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
-@pytest.mark.parametrize("name", ["iterations", "batch_size", "max_tokens"])
-def test_numbers_below_one_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match=f"{name}=0 came"):
-        quick(**{name: 0})
+@pytest.mark.parametrize(
+    ("name", "value"), [("iterations", -1), ("batch_size", 0), ("max_tokens", 0)]
+)
+def test_too_small_numbers_are_refused(name: str, value: int) -> None:
+    with pytest.raises(DataError, match=f"{name}={value} came .* at least {value + 1}"):
+        quick(**{name: value})
 
 
 def test_vectors_have_to_be_finite() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
@@ -28,7 +29,7 @@ from llm_expert.environment import (
 )
 from llm_expert.environment import language_model as language_models
 from llm_expert.environment.adapters import Adapter
-from llm_expert.environment.practice import telling_words
+from llm_expert.environment.practice import made_up_examples, nearest_items, telling_words
 from llm_expert.environment.trees import plant, tree_mask
 from llm_expert.errors import ModelSpecError
 from recsim_env.errors import ArtefactError, DataError
@@ -158,6 +159,29 @@ def test_telling_words_are_those_of_most_texts() -> None:
     texts = ["a b c", "a b d", "a b e", "c f", "g"]
     assert telling_words(texts) == [["c"], ["d"], ["e"], ["c", "f"], ["g"]]
     assert telling_words(texts, n_words=2) == [["c"], ["d"], ["e"], ["c"], ["g"]]
+
+
+def test_nearest_items_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = [[1.0, 0.0], [0.0, 3.0], [2.0, 0.1], [-1.0, 0.2], [0.0, 0.0]]
+    expected = [[2, 1], [3, 2], [0, 1], [1, 4], [0, 1]]
+    assert nearest_items(vectors, 2).tolist() == expected
+    assert nearest_items(vectors).tolist() == [[row[0]] for row in expected]
+    monkeypatch.setattr(sys.modules["llm_expert.environment.practice"], "_ROWS", 2)
+    assert nearest_items(vectors, 2).tolist() == expected
+
+
+def test_made_up_users_take_what_is_like_their_history() -> None:
+    nearest = np.array([[1, 2], [0, 2], [1, 0], [4, 5], [3, 5], [3, 4]])
+    found = made_up_examples(nearest, 300, 4, np.random.default_rng(1))
+    assert len(found) == 300
+    assert found.histories.shape == (300, 4)
+    for history, target in zip(found.histories, found.targets, strict=True):
+        taken = [int(item) for item in history if item < 6]
+        assert any(target in nearest[item] for item in taken)
+        assert target not in taken
+    sizes = (found.histories < 6).sum(axis=1)
+    assert set(sizes.tolist()) == {1, 2, 3, 4}
+    assert set(found.targets.tolist()) == set(range(6))
 
 
 def test_exercises_have_an_answer_that_is_like_the_history() -> None:

@@ -22,16 +22,23 @@ from tqdm import tqdm
 
 from llm_expert.environment.adapters import Adapter
 from llm_expert.environment.chunks import ChunkFolder
-from llm_expert.environment.item_tokens import ItemTokens, item_tokens
+from llm_expert.environment.item_tokens import (
+    STARTS,
+    ItemTokens,
+    Start,
+    item_tokens,
+    text_vectors,
+)
 from llm_expert.environment.language_model import LanguageModel
 from llm_expert.environment.losses import choice_loss, reward_loss, state_loss
+from llm_expert.environment.practice import made_up_examples, nearest_items
 from llm_expert.environment.prompts import POSITIONS, Prompts, PromptWriter
 from llm_expert.environment.trees import plant, tree_mask
 from llm_expert.environment.tuning_state import restored, tuning_state
 from llm_expert.errors import LLMError
 from recsim_env.artefacts import fingerprint_bytes, key, write_folder
 from recsim_env.environment_feedback import sample_negatives
-from recsim_env.errors import ArtefactError, DataError
+from recsim_env.errors import ArtefactError, DataError, near_miss
 from recsim_env.sequences import Examples, IntArray, SequenceData
 from recsim_env.settings import check_range, from_mapping
 
@@ -41,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 2
 _N_CHOICES = len(POSITIONS)
+_EXERCISES = 1_000
+"""Made-up examples between two states that are kept."""
+_MADE = "exercise_"
 _HELD_OUT = 500
 """Most validation examples that the figures of the report are from."""
 
@@ -53,6 +63,9 @@ class EnvironmentConfig:
         share: Of the users whose train examples are used, in (0, 1]; the paper's is 0.1, and more
             helped little there.
         epochs: Passes over these examples; the paper's is 10.
+        exercises: Made-up examples that come before them, in which users take what is like
+            something that they took, by the words of the texts (see `made_up_examples`). They are
+            for language models that have no sense of likeness, and use no data of users.
         batch_size: Examples in a step, which are each other's negatives in eq. 2; the paper's is
             20.
         learning_rate: Step size of Adam; 1e-4 is usual for models of billions of parameters, and
@@ -71,12 +84,16 @@ class EnvironmentConfig:
         title_tokens: Tokens of a title that are read where items are titles.
         text_tokens: Tokens of an item's text that its item token has to tell; the time that item
             tokens take grows with it.
-        iterations: Steps that make the item tokens, where none are given.
+        iterations: Steps that make the item tokens, where none are given; with 0 and "text" they
+            are what their texts' tokens are in the mean, which takes no time.
         token_learning_rate: Of these steps.
+        token_start: Where item tokens begin: "random" as in the paper, or "text" (see
+            `item_tokens`).
     """
 
     share: float = 0.1
     epochs: int = 10
+    exercises: int = 0
     batch_size: int = 20
     learning_rate: float = 1e-3
     lora_rank: int = 8
@@ -92,6 +109,7 @@ class EnvironmentConfig:
     text_tokens: int = 128
     iterations: int = 300
     token_learning_rate: float = 5e-3
+    token_start: Start = "random"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -102,15 +120,20 @@ class EnvironmentConfig:
             "length",
             "title_tokens",
             "text_tokens",
-            "iterations",
         ):
             if getattr(self, name) < 1:
                 raise DataError(
                     f"EnvironmentConfig.{name} is {getattr(self, name)}, expected at least 1."
                 )
         check_range(self, "learning_rate", "token_learning_rate", "max_grad_norm", least=1e-12)
+        check_range(self, "iterations", "exercises", least=0)
         check_range(self, "lora_alpha", least=1)
         check_range(self, "lora_dropout", least=0.0, most=0.99)
+        if self.token_start not in STARTS:
+            raise DataError(
+                f"EnvironmentConfig.token_start is {self.token_start!r}; "
+                f"{near_miss(self.token_start, STARTS)}."
+            )
         if not 0.0 < self.share <= 1.0:
             raise DataError(
                 f"EnvironmentConfig.share is {self.share}, expected a share of the users above 0 "
@@ -229,7 +252,8 @@ class LLMEnvironment:
 
         Each step adds eq. 1, with one sampled item for each example, and eq. 2; the sampled items
         are drawn anew in every epoch. The report has the means of the losses by epoch
-        ("reward_loss", "state_loss", "choice_loss"), "examples" and "users", "seconds", the mean
+        ("reward_loss", "state_loss", "choice_loss"; of exercises by 1,000, "exercise_reward_loss"
+        and so on), "examples" and "users", "seconds", the mean
         rewards of chosen and sampled items on the examples tuned on, and on at most 500 validation
         examples "pairs_right", the share where the chosen item has a higher reward than a sampled
         one (0.5 by chance), "choices_right" among the chosen and four sampled ones (0.2), both also
@@ -283,7 +307,9 @@ class LLMEnvironment:
         )
         # tried while the adapter does nothing yet: with its dropout no two passes agree
         logger.debug("several prompts share a row: %s", lm.takes_trees)
-        losses = environment._tune(chosen, rng, progress, ChunkFolder(folder, "tuning", source))
+        nearest = _nearest(lm, data, config.text_tokens) if config.exercises else None
+        kept = ChunkFolder(folder, "tuning", source)
+        losses = environment._tune(chosen, nearest, rng, progress, kept)
         sampled = environment._set_offsets(chosen, rng)
         held_out = data.examples("valid", config.length)
         environment.report = {
@@ -467,22 +493,31 @@ class LLMEnvironment:
         return th.where((items_BT >= 0)[..., None], vectors_BTh, tokens_BTh)
 
     def _tune(
-        self, chosen: Examples, rng: np.random.Generator, progress: bool, kept: ChunkFolder
+        self,
+        chosen: Examples,
+        nearest: IntArray | None,
+        rng: np.random.Generator,
+        progress: bool,
+        kept: ChunkFolder,
     ) -> dict[str, list[float]]:
-        """Trains adapter and head from where it stands; returns the mean losses by epoch."""
+        """Trains adapter and head from where it stands; returns the mean losses by pass.
+
+        The exercises come first, in passes of their own, each made up anew. `nearest` is for them.
+        """
         config = self.config
+        exercises = [
+            min(_EXERCISES, config.exercises - at) for at in range(0, config.exercises, _EXERCISES)
+        ]
+        passes = [*exercises, *[len(chosen)] * config.epochs]
+        steps = [-(-size // config.batch_size) for size in passes]
         self._head.requires_grad_(True)
         with self._adapter.at_work(training=True):
             weights = [*self._adapter.parameters(), self._head]
             optimiser = th.optim.Adam(weights, lr=config.learning_rate)
             history: dict[str, list[float]] = {}
-            steps_each = -(-len(chosen) // config.batch_size)
             with (
                 tqdm(
-                    total=steps_each * config.epochs,
-                    desc="LLM environment",
-                    unit="step",
-                    disable=not progress,
+                    total=sum(steps), desc="LLM environment", unit="step", disable=not progress
                 ) as bar,
                 th.random.fork_rng(devices=[]),
             ):
@@ -490,15 +525,20 @@ class LLMEnvironment:
                 found, done = kept.load(0), 0
                 if found is not None:
                     history = restored(found, weights, optimiser, rng)
-                    done = len(history["reward_loss"])
-                    bar.update(done * steps_each)
-                    logger.info("tuning goes on after epoch %d of %d", done, config.epochs)
-                for epoch in range(done, config.epochs):
-                    means = self._epoch(chosen, rng, optimiser, weights, bar)
+                    done = sum(len(history.get(f"{name}reward_loss", ())) for name in ("", _MADE))
+                    bar.update(sum(steps[:done]))
+                    logger.info("tuning goes on after pass %d of %d", done, len(passes))
+                for number in range(done, len(passes)):
+                    examples, kind = chosen, ""
+                    if number < len(exercises):
+                        assert nearest is not None
+                        kind = _MADE
+                        examples = made_up_examples(nearest, passes[number], config.length, rng)
+                    means = self._epoch(examples, rng, optimiser, weights, bar)
                     for name, value in means.items():
-                        history.setdefault(name, []).append(value)
+                        history.setdefault(f"{kind}{name}", []).append(value)
                     kept.save(0, tuning_state(weights, optimiser, rng, history))
-                    logger.info("epoch %d of %d: %s", epoch + 1, config.epochs, means)
+                    logger.info("pass %d of %d: %s", number + 1, len(passes), means)
         self._head.requires_grad_(False)
         return history
 
@@ -776,6 +816,7 @@ def _vectors(
             iterations=config.iterations,
             learning_rate=config.token_learning_rate,
             max_tokens=config.text_tokens,
+            start=config.token_start,
             seed=seed,
             folder=folder,
             progress=progress,
@@ -793,6 +834,13 @@ def _vectors(
             embedded = lm.embed(th.tensor(ids)).float().mean(0)
             vectors[number] = embedded.cpu().numpy()
     return vectors
+
+
+def _nearest(lm: LanguageModel, data: SequenceData, most: int) -> IntArray:
+    """Returns which items have texts of like tokens."""
+    table = lm.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    texts = [lm.continuation(f" {text}", most) for text in data.texts]
+    return nearest_items(text_vectors(table, texts) - table.mean(axis=0))
 
 
 def _share(examples: Examples, share: float, rng: np.random.Generator) -> Examples:

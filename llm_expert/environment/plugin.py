@@ -308,6 +308,7 @@ class _Stages:
             iterations=config.iterations,
             learning_rate=config.token_learning_rate,
             max_tokens=config.text_tokens,
+            start=config.token_start,
             seed=self.seed,
         )
         path = self.folder / f"item_tokens-{key[:16]}.safetensors"
@@ -319,6 +320,7 @@ class _Stages:
                 iterations=config.iterations,
                 learning_rate=config.token_learning_rate,
                 max_tokens=config.text_tokens,
+                start=config.token_start,
                 seed=self.seed,
                 folder=self.folder / _PIECES,
                 progress=self.progress,

@@ -10,13 +10,22 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from llm_expert.environment.prompts import POSITIONS, SEPARATOR, Prompts
+from recsim_env.sequences import Examples, IntArray
 
 if TYPE_CHECKING:
     from recsim_env.sequences import SequenceData
 
-__all__ = ["PRACTICE", "choice_exercises", "practice_sentences", "telling_words"]
+__all__ = [
+    "PRACTICE",
+    "choice_exercises",
+    "made_up_examples",
+    "nearest_items",
+    "practice_sentences",
+    "telling_words",
+]
 
 PRACTICE = 3
 """Counted up when sentences or exercises change, as what is learned from them then does."""
@@ -25,6 +34,13 @@ _COMMON = 0.4
 _N_WORDS = 2_500
 """Words that exercises are made of: rarer ones are several tokens to a small vocabulary, and with
 all the words of long texts next to nothing was learned."""
+_NEAR = 10
+"""Items that count as like another one."""
+_MOST_TAKEN = 5
+"""Items of a made-up history."""
+_TINY = np.finfo(np.float32).tiny
+_ROWS = 1_024
+"""Items that are compared with all others at once."""
 _MOST_OTHERS = 2
 """Items of a history that have nothing to do with the answer."""
 
@@ -108,6 +124,63 @@ def choice_exercises(
         ]
         prompt = SEPARATOR.join(shown).join(user) + SEPARATOR.join(labelled).join(choice)
         yield prompt, place
+
+
+def nearest_items(vectors: ArrayLike, k: int | None = None) -> IntArray:
+    """Returns the items that are most like each item, by the cosine of their vectors.
+
+    Args:
+        vectors: (n_items, h); one without a length is like nothing.
+        k: How many, below n_items; None: ten, but at most a quarter of the items.
+
+    Returns:
+        (n_items, k) int64, the most alike first.
+    """
+    given = np.asarray(vectors, np.float32)
+    unit = given / np.maximum(np.linalg.norm(given, axis=1, keepdims=True), _TINY)
+    n_items = len(unit)
+    width = max(1, min(_NEAR, n_items // 4)) if k is None else k
+    found = np.empty((n_items, width), np.int64)
+    for at in range(0, n_items, _ROWS):
+        cosines = unit[at : at + _ROWS] @ unit.T
+        rows = np.arange(len(cosines))
+        cosines[rows, at + rows] = -np.inf
+        found[at : at + _ROWS] = np.argsort(-cosines, axis=1, kind="stable")[:, :width]
+    return found
+
+
+def made_up_examples(
+    nearest: IntArray, count: int, length: int, rng: np.random.Generator
+) -> Examples:
+    """Returns examples of users who take what is like something that they took.
+
+    A history is one to five items drawn alike, and the target is one of those nearest to one of
+    them.
+
+    Args:
+        nearest: (n_items, k) items that are alike, see `nearest_items`.
+        count: How many.
+        length: Most items of a history.
+        rng: Of the draws.
+    """
+    n_items, k = nearest.shape
+    asked = rng.integers(n_items, size=count)
+    targets = nearest[asked, rng.integers(k, size=count)]
+    width = min(length, _MOST_TAKEN, max(1, n_items - 2))
+    histories = np.full((count, length), n_items, np.int64)
+    sizes = rng.integers(1, width + 1, size=count)
+    for row, (item, target, size) in enumerate(zip(asked, targets, sizes, strict=True)):
+        others = rng.integers(n_items, size=size)
+        others[rng.integers(size)] = item
+        histories[row, length - size :] = np.where(others == target, item, others)
+    return Examples(
+        histories=histories,
+        targets=targets,
+        next_histories=np.column_stack([histories[:, 1:], targets]),
+        users=np.arange(count),
+        ends=np.ones(count, np.bool_),
+        n_items=n_items,
+    )
 
 
 def telling_words(texts: Sequence[str], n_words: int = _N_WORDS) -> list[list[str]]:
