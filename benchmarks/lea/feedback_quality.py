@@ -67,7 +67,7 @@ def rows_of(name: str, spec: GridDataset, run: Path, data_root: str | None) -> l
         found.append((about["config"], about["report"]))
     rows = []
     for config, report in sorted(found, key=lambda pair: json.dumps(pair[0], sort_keys=True)):
-        without = [
+        besides = [
             said
             for key, said in (
                 ("item_tokens", "titles"),
@@ -76,8 +76,12 @@ def rows_of(name: str, spec: GridDataset, run: Path, data_root: str | None) -> l
             )
             if not config[key]
         ]
+        if config["item_tokens"] and config["token_start"] == "text":
+            besides.append("item tokens from the text")
+        if config["exercises"]:
+            besides.append(f"after {config['exercises']:,} exercises")
         figures = [f"{report[key]:.3f}" for key, _ in FIGURES]
-        kind = ", ".join([f"{config['share']:.0%} of the users", *without])
+        kind = ", ".join([f"{config['share']:.0%} of the users", *besides])
         cells = [spec.title or name, kind, f"{report['examples']:,}", *figures, f"{by_text:.3f}"]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
