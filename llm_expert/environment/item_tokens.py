@@ -141,7 +141,7 @@ def item_tokens(
         progress: Shows a progress bar.
 
     Raises:
-        DataError: A number is below 1.
+        DataError: A number is too small, or there is no such start.
         LLMError: The model gives a loss that is not finite.
     """
     for name, value, least in (
