@@ -449,6 +449,9 @@ def test_what_the_tuned_model_gets_right_is_told(pairs: float, choices: float, w
     assert len(more) == bool(warned)
     assert warned in "".join(more)
     assert plugin._quality({}) == []
+    advice = plugin._quality(report, by_text=True)[1 + len(more) :]
+    assert len(advice) == bool(warned)
+    assert all("by --tune token_start=text --tune iterations=0" in line for line in advice)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ _FORMAT = 2
 _PIECES = "pieces"
 _MARGIN = 0.05
 """What is right by less than this more often than by chance is called chance."""
+_BY_TEXT = ("token_start=text", "iterations=0", "exercises=40000", "learning_rate=0.002")
 _SAMPLE, _SAMPLES = 16_384, 64  # bytes, and how many of them of a large file
 T = TypeVar("T")
 
@@ -206,7 +207,8 @@ class LanguageModelSource:
         lm = stages.language_model(arguments)
         tokens = stages.item_tokens(lm, config) if config.item_tokens else None
         environment = stages.environment(lm, config, tokens)
-        for line in _quality(environment.report):
+        by_text = arguments.llm == SMALL and config.item_tokens and config.token_start == "random"
+        for line in _quality(environment.report, by_text):
             say(line)
         return precompute(
             environment,
@@ -362,8 +364,13 @@ class _Stages:
         return _kept(folder, lambda: LLMEnvironment.load(folder, lm), make)
 
 
-def _quality(report: Mapping[str, Any]) -> list[str]:
-    """Returns lines on what a tuned environment gets right on validation examples."""
+def _quality(report: Mapping[str, Any], by_text: bool = False) -> list[str]:
+    """Returns lines on what a tuned environment gets right on validation examples.
+
+    Args:
+        report: Of the environment.
+        by_text: Whether item tokens from the texts are still to be tried.
+    """
     if "pairs_right" not in report:
         return []
     rewards = f"{report['pairs_right']:.2f} ({report['pairs_right_by_popularity']:.2f})"
@@ -385,6 +392,9 @@ def _quality(report: Mapping[str, Any]) -> list[str]:
             f"Beware: the {' and '.join(weak)} are hardly better than chance, so they cannot help "
             "a recommender; a larger --llm, or a larger --share, may know more."
         )
+        if by_text:
+            tried = " ".join(f"--tune {name}" for name in _BY_TEXT)
+            lines.append(f"Where texts are long, the small model learns more from them by {tried}.")
     return lines
 
 
