@@ -253,13 +253,13 @@ class LLMEnvironment:
         Each step adds eq. 1, with one sampled item for each example, and eq. 2; the sampled items
         are drawn anew in every epoch. The report has the means of the losses by epoch
         ("reward_loss", "state_loss", "choice_loss"; of exercises by 1,000, "exercise_reward_loss"
-        and so on), "examples" and "users", "seconds", the mean
-        rewards of chosen and sampled items on the examples tuned on, and on at most 500 validation
-        examples "pairs_right", the share where the chosen item has a higher reward than a sampled
-        one (0.5 by chance), "choices_right" among the chosen and four sampled ones (0.2), both also
-        for whoever prefers what was chosen more often in the examples tuned on ("_by_popularity"),
-        "choices_by_place", how often it chose each place, and "state_hr_at_10", how often the
-        chosen item is among the ten whose vectors have the largest inner product with the state.
+        and so on), "examples" and "users", "seconds", the mean rewards of chosen and sampled items
+        on the examples tuned on, and on at most 500 validation examples "pairs_right", the share
+        where the chosen item has a higher reward than a sampled one (0.5 by chance),
+        "choices_right" among the chosen and four sampled ones (0.2), both also for whoever prefers
+        what was chosen more often in the examples tuned on ("_by_popularity"), "choices_by_place",
+        how often it chose each place, and "state_hr_at_10", how often the chosen item is among the
+        ten whose vectors have the largest inner product with the state.
 
         Args:
             lm: The language model. It gets an adapter of its own and is else left as it is.

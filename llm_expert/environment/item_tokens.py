@@ -167,9 +167,10 @@ def item_tokens(
     # Texts of like length share a batch, so that little of it is padding.
     order = np.argsort([len(text) for text in texts], kind="stable")
     table = lm.model.get_input_embeddings().weight.detach().float().cpu()
-    first = _random_vectors(table, data.n_items, seed)
     if start == "text":
         first = text_vectors(table.numpy(), texts)
+    else:
+        first = _random_vectors(table, data.n_items, seed)
     vectors, totals = np.zeros_like(first), np.zeros(iterations + 1, np.float64)
     kept = ChunkFolder(folder, "item_tokens", source)
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]

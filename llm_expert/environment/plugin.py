@@ -33,6 +33,7 @@ _PIECES = "pieces"
 _MARGIN = 0.05
 """What is right by less than this more often than by chance is called chance."""
 _BY_TEXT = ("token_start=text", "iterations=0", "exercises=40000", "learning_rate=0.002")
+"""What `benchmarks/lea/table2.toml` has for industrial products, whose texts are long."""
 _SAMPLE, _SAMPLES = 16_384, 64  # bytes, and how many of them of a large file
 T = TypeVar("T")
 
