@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interval
 from ilrec_sb3.benchmark.workers import LOCK, locked
@@ -33,7 +36,7 @@ from ilrec_sb3.lea.feedback import (
     source_arguments,
 )
 from ilrec_sb3.lea.grid import RecommenderGrid, RecommenderTask, load_recommender_grid
-from ilrec_sb3.lea.report import compare, estimate, gains
+from ilrec_sb3.lea.report import _legend, compare, estimate, gains
 from ilrec_sb3.lea.training import (
     FLOORS,
     Candidates,
@@ -641,6 +644,19 @@ def test_other_feedback_of_the_same_options_makes_other_cells(
     run_recommender_benchmark(grid_of(), tmp_path, say=said.append)
     assert said[0] == "2 cells to make, 4 are finished."
     assert source.asked == 2
+
+
+@pytest.mark.parametrize(("label", "lines"), [("SA2C", 2), ("SA2C-LEAR, " + 4 * "weights ", 7)])
+def test_the_legend_of_the_curves_is_not_wider_than_its_figure(label: str, lines: int) -> None:
+    figure = Figure(figsize=(6.5, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    handles = {f"{label} {place}": Line2D([], []) for place in range(7)}
+    _legend(figure, handles)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(handles)
+    assert len({round(text.get_window_extent().y0) for text in legend.get_texts()}) == lines
+    assert legend.get_window_extent().width <= figure.bbox.width
 
 
 def test_cells_are_made_once_and_reported(tmp_path: Path, source: FakeSource) -> None:

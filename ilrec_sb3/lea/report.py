@@ -50,6 +50,10 @@ _DIGITS = 4
 _COLOURS = ("#c1272d", "#0b6fa4", "#6a8d2f", "#8a5a9e", "#c07a1a", "#2f8f83", "#5a5fb0", "#777777")
 _STYLES = ("-", "--", ":")
 
+_LEAST_SPAN = 0.15
+"""What the axis of the learning curves spans at least, as a share of its top: in less, noise would
+look like learning."""
+
 
 # -- figures ---------------------------------------------------------------------------------------
 
@@ -340,6 +344,22 @@ def _curve(cells: Sequence[Finished]) -> tuple[FloatArray, FloatArray]:
     return steps / halved, np.asarray(interquartile_mean(np.stack(values), axis=0))
 
 
+def _legend(figure: Any, handles: Mapping[str, Any]) -> None:
+    """Puts a legend below the panels, in as many columns as the figure is wide enough for."""
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize=9,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
 def _curves_png(parts: Sequence[_Part], title: str) -> bytes | None:
     """Draws the learning curves of one dataset, a panel for each backbone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -371,19 +391,12 @@ def _curves_png(parts: Sequence[_Part], title: str) -> bytes | None:
         panel.set_xlabel("gradient steps of the served network")
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.set_xlim(left=0)
-        panel.set_ylim(bottom=0)
         panel.spines[["top", "right"]].set_visible(False)
+    low, high = panels[0].get_ylim()  # of all panels: they share it
+    panels[0].set_ylim(bottom=max(0.0, min(low, high - _LEAST_SPAN * high)))
     panels[0].set_ylabel("NDCG@10 on the validation split")
     figure.suptitle(f"{title}: learning curves", fontsize=11)
-    order = [label for label in labels if label in handles]
-    figure.legend(
-        [handles[label] for label in order],
-        order,
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-    )
+    _legend(figure, {label: handles[label] for label in labels if label in handles})
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
