@@ -4,7 +4,8 @@
     python benchmarks/publish.py benchmarks/lea/table2.toml --data DIR
 
 The report is written anew with the command that makes the rows that are there, and goes along with
-its table in CSV and the plots; the cells stay where they are.
+its table in CSV and the plots. The cells stay where they are. Of `ilrec lea benchmark` each dataset
+has a report of its own, and `cells.parquet` holds what it was made from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ilrec_sb3.benchmark import Grid, load_grid, run_benchmark
 from ilrec_sb3.cells import read_cells
 from ilrec_sb3.lea.benchmark import begun_tasks, run_recommender_benchmark
 from ilrec_sb3.lea.grid import load_recommender_grid
+from ilrec_sb3.lea.reuse import CELLS_FILE
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,11 +48,14 @@ def publish(file: Path, run: Path | None, data: str | None) -> Path:
     run = run or Path(f"runs/benchmark-{grid.name}")
     command = command_for(file, grid, {cell.label for cell in read_cells(run)})
     run_benchmark(grid, run, data=data, report_only=True, command=command)
-    return copy(run, "tables.csv", RESULTS / file.stem)
+    return copy(run, ["tables.csv"], RESULTS / file.stem)
 
 
-def publish_lea(file: Path, run: Path | None, data: str | None) -> Path:
-    """Puts a report of `ilrec lea benchmark` into benchmarks/results/lea/NAME.
+def publish_lea(file: Path, run: Path | None, data: str | None) -> list[Path]:
+    """Puts reports of `ilrec lea benchmark` into benchmarks/results/lea/NAME/DATASET.
+
+    Each dataset has a report of its own, so that one can be made anew without the others. The cells
+    come along in one file, from which the report can be made again.
 
     Args:
         file: Of the grid.
@@ -59,20 +64,30 @@ def publish_lea(file: Path, run: Path | None, data: str | None) -> Path:
     """
     grid = load_recommender_grid(file)
     made = begun_tasks(grid, run, data=data)
-    command = f"ilrec lea benchmark benchmarks/lea/{file.name} --data DIR --jobs 2".split()
-    command += chosen("--only", [row.name for row in grid.rows], {task.label for task in made})
-    command += chosen("--datasets", list(grid.datasets), {task.dataset for task in made})
-    report, _ = run_recommender_benchmark(grid, run, data=data, report_only=True, command=command)
-    assert report is not None
-    return copy(report.parent, "results.csv", RESULTS / "lea" / file.stem)
+    published = []
+    for name in grid.datasets:
+        own = {task.label for task in made if task.dataset == name}
+        if not own:
+            continue
+        part = grid.only(name)
+        command = f"ilrec lea benchmark benchmarks/lea/{file.name} --data DIR --jobs 2".split()
+        command += chosen("--only", [row.name for row in part.rows], own)
+        command += chosen("--datasets", list(grid.datasets), {name})
+        report, _ = run_recommender_benchmark(
+            part, run, data=data, report_only=True, command=command
+        )
+        assert report is not None
+        target = RESULTS / "lea" / file.stem / name
+        published.append(copy(report.parent, ("results.csv", CELLS_FILE), target))
+    return published
 
 
-def copy(source: Path, table: str, target: Path) -> Path:
-    """Copies report, table and plots; plots of before go."""
+def copy(source: Path, tables: Sequence[str], target: Path) -> Path:
+    """Copies report, tables and plots; plots of before go."""
     target.mkdir(parents=True, exist_ok=True)
     for old in target.glob("*.png"):
         old.unlink()
-    for file in (source / "report.md", source / table, *source.glob("*.png")):
+    for file in (source / "report.md", *(source / one for one in tables), *source.glob("*.png")):
         shutil.copyfile(file, target / file.name)
     return target
 
@@ -85,7 +100,8 @@ def main() -> None:
     parser.add_argument("--data", help="folder with the raw data")
     arguments = parser.parse_args()
     lea = arguments.grid.resolve().parent.name == "lea"
-    print((publish_lea if lea else publish)(arguments.grid, arguments.run, arguments.data))
+    found = (publish_lea if lea else publish)(arguments.grid, arguments.run, arguments.data)
+    print(*(found if isinstance(found, list) else [found]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch as th
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +29,7 @@ from ilrec_sb3.benchmark.metrics import bootstrap_iqm, interval
 from ilrec_sb3.benchmark.workers import LOCK, locked
 from ilrec_sb3.lea import LEA
 from ilrec_sb3.lea.benchmark import run_recommender_benchmark
-from ilrec_sb3.lea.cells import Finished, Maker
+from ilrec_sb3.lea.cells import Finished, Maker, Plan, read_cell
 from ilrec_sb3.lea.feedback import (
     FEEDBACK,
     find_feedback,
@@ -37,6 +39,7 @@ from ilrec_sb3.lea.feedback import (
 )
 from ilrec_sb3.lea.grid import RecommenderGrid, RecommenderTask, load_recommender_grid
 from ilrec_sb3.lea.report import _legend, compare, estimate, gains
+from ilrec_sb3.lea.reuse import find_cells, write_cells
 from ilrec_sb3.lea.training import (
     FLOORS,
     Candidates,
@@ -53,7 +56,7 @@ from llm_expert.environment.environment import LLMEnvironment
 from llm_expert.errors import ModelSpecError
 from recsim_env import artefacts
 from recsim_env.environment_feedback import EnvironmentFeedback, sample_negatives
-from recsim_env.errors import DataError, MissingDataError
+from recsim_env.errors import ArtefactError, DataError, MissingDataError
 from recsim_env.sequences import Examples, IntArray, SequenceData
 
 GRIDS = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "lea").glob("*.toml"))
@@ -875,7 +878,10 @@ def test_the_report_says_what_is_kept_and_what_seeds_vary(
 
 
 def test_a_report_of_lea_is_published(
-    tmp_path: Path, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    source: FakeSource,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     del source
     file = Path(__file__).resolve().parents[1] / "benchmarks" / "publish.py"
@@ -893,19 +899,110 @@ def test_a_report_of_lea_is_published(
     command = ["ilrec", "--data", str(tmp_path)]
     chosen: dict[str, Any] = {"only": ["Normal"], "datasets": ["made"]}
     run_recommender_benchmark(grid, run, **chosen, command=command)
-    old = tmp_path / "results" / "lea" / "mine" / "old.png"
+    run_recommender_benchmark(grid, run, datasets=["other"], command=command)
+    published = tmp_path / "results" / "lea" / "mine"
+    old = published / "made" / "old.png"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"")
     monkeypatch.setattr("sys.argv", ["publish.py", str(own), "--run", str(run)])
     publish["main"]()
-    names = {path.name for path in old.parent.iterdir()}
-    assert names == {"report.md", "results.csv", "made_curves.png"}
-    text = (old.parent / "report.md").read_text()
-    assert (
-        "$ ilrec lea benchmark benchmarks/lea/mine.toml --data DIR --jobs 2 --only Normal "
-        "--datasets made\n"
-    ) in text
-    assert str(tmp_path) not in text
+    assert capsys.readouterr().out.split() == [str(published / name) for name in ("made", "other")]
+    for name, rows in (("made", " --only Normal"), ("other", "")):
+        names = {path.name for path in (published / name).iterdir()}
+        assert names == {"report.md", "results.csv", "cells.parquet", f"{name}_curves.png"}
+        text = (published / name / "report.md").read_text()
+        assert (
+            "$ ilrec lea benchmark benchmarks/lea/mine.toml --data DIR --jobs 2"
+            f"{rows} --datasets {name}\n"
+        ) in text
+        assert f"\n## {name}\n" in text
+        assert str(tmp_path) not in text
+    assert "1 cells of the grid are not there yet" in (published / "made/report.md").read_text()
+    # what is published is enough to make the report again
+    again, _ = run_recommender_benchmark(
+        grid.only("other"), tmp_path / "again", reuse=[published / "other"], report_only=True
+    )
+    assert again is not None
+    for name in ("results.csv", "other_curves.png", "cells.parquet"):
+        assert (again.parent / name).read_bytes() == (published / "other" / name).read_bytes()
+
+
+def test_cells_are_taken_from_other_runs(tmp_path: Path, source: FakeSource) -> None:
+    said: list[str] = []
+    grid, first = grid_of(), tmp_path / "first"
+    run_recommender_benchmark(grid, first)
+    wanted = (first / "results.csv").read_bytes()
+    # the same rows by other names, and one that the other run has not
+    rows = [{"variant": "SNQN-LEASR", "label": "ours"}, {"variant": "SA2C"}]
+    other = grid_of(name="other", seeds=[1], variants=["SNQN"], rows=rows, models=True)
+    for place, taken_from in enumerate((first, first / "cells.parquet")):
+        said.clear()
+        run = tmp_path / f"second{place}"
+        run_recommender_benchmark(other, run, reuse=[taken_from], dry_run=True, say=said.append)
+        assert [line.rpartition(": ")[2] for line in said] == [*["to be taken"] * 2, "missing"]
+        said.clear()
+        report, failed = run_recommender_benchmark(
+            other, run, reuse=[taken_from, first], say=said.append
+        )
+        assert said[:2] == [
+            "2 cells are taken from where they were made before.",
+            "1 cells to make, 2 are finished.",
+        ]
+        assert failed == 0
+        assert report is not None
+        assert "\n| ours |" in report.read_text()
+        assert not (cell_of(run, "ours-seed1") / "model.zip").exists()
+    assert source.asked == 1
+    # all of it, and the same figures
+    again = tmp_path / "again"
+    said.clear()
+    run_recommender_benchmark(
+        grid, again, reuse=[first / "cells.parquet"], report_only=True, say=said.append
+    )
+    assert said == ["6 cells are taken from where they were made before."]
+    assert (again / "results.csv").read_bytes() == wanted
+    # what is there already stays
+    said.clear()
+    run_recommender_benchmark(grid, again, reuse=[first], dry_run=True, say=said.append)
+    run_recommender_benchmark(grid, again, reuse=[first], say=said.append)
+    assert said[-2:] == [
+        "0 cells are taken from where they were made before.",
+        "0 cells to make, 6 are finished.",
+    ]
+
+
+def test_ranks_that_no_metric_looks_at_are_not_kept(tmp_path: Path, source: FakeSource) -> None:
+    del source
+    grid = grid_of(seeds=[0], variants=["Normal"])
+    run_recommender_benchmark(grid, tmp_path)
+    cell = cell_of(tmp_path, "Normal-seed0")
+    own = pq.read_table(cell / "ranks.parquet")["rank"].to_numpy().copy()
+    own[:3] = [20, 21, 5_000]
+    plan = Plan(next(grid.tasks()), cell, "key", None)
+    pq.write_table(pa.table({"rank": pa.array(own, pa.int32())}), cell / "ranks.parquet")
+    file = write_cells(tmp_path / "some.parquet", [plan])
+    taken = replace(plan, folder=tmp_path / "taken")
+    (there,) = find_cells([file], [taken])
+    there.take()
+    found = read_cell(taken).trained
+    np.testing.assert_array_equal(found.test_ranks, [20, 21, 21, *own[3:]])
+    assert found.curve == read_cell(plan).trained.curve
+    assert not find_cells([file], [taken])
+
+
+def test_where_cells_are_taken_from_must_have_some(tmp_path: Path, source: FakeSource) -> None:
+    del source
+    grid, empty, broken = grid_of(), tmp_path / "empty", tmp_path / "cells.parquet"
+    empty.mkdir()
+    broken.write_bytes(b"no table")
+    for place in (empty, tmp_path / "none", tmp_path / "none.parquet"):
+        with pytest.raises(DataError, match=f"{place.name} came to take cells from, expected"):
+            run_recommender_benchmark(grid, tmp_path / "run", reuse=[place])
+    with pytest.raises(ArtefactError, match="cannot be read as cells of LEA"):
+        run_recommender_benchmark(grid, tmp_path / "run", reuse=[broken])
+    with pytest.raises(DataError, match="fresh and reuse came"):
+        run_recommender_benchmark(grid, tmp_path / "run", reuse=[empty], fresh=True)
+    assert not list((tmp_path / "run").glob("cells/*"))
 
 
 def test_what_is_asked_for_must_be_there(tmp_path: Path, source: FakeSource) -> None:

@@ -22,6 +22,7 @@ from ilrec_sb3.lea.cells import FAILED, Made, Maker, Plan, read_cell
 from ilrec_sb3.lea.feedback import FEEDBACK
 from ilrec_sb3.lea.grid import CELLS, FEEDBACKS, RecommenderGrid, RecommenderTask
 from ilrec_sb3.lea.report import Tested, write_recommender_report
+from ilrec_sb3.lea.reuse import CELLS_FILE, find_cells, write_cells
 from ilrec_sb3.lea.training import floor_ranks
 from recsim_env import artefacts
 from recsim_env.errors import DataError, near_miss
@@ -41,6 +42,7 @@ def run_recommender_benchmark(
     only: Sequence[str] = (),
     datasets: Sequence[str] = (),
     fresh: bool = False,
+    reuse: Sequence[str | Path] = (),
     report_only: bool = False,
     dry_run: bool = False,
     command: Sequence[str] = (),
@@ -63,6 +65,8 @@ def run_recommender_benchmark(
             for any text.
         datasets: Names in the grid, likewise.
         fresh: Makes the chosen cells anew; feedback stays.
+        reuse: Where finished cells are taken from that are the same, see `find_cells`: folders of
+            runs or reports, or files that came with a report.
         report_only: Makes no cell.
         dry_run: Makes nothing, and says what would be made.
         command: What was typed, to be kept and shown in the report.
@@ -77,8 +81,10 @@ def run_recommender_benchmark(
             folder.
     """
     folder = _folder(grid, out)
-    if report_only and not folder.is_dir():
+    if report_only and not reuse and not folder.is_dir():
         raise DataError(f"{folder} is not there, so there is no cell to report: make some first.")
+    if fresh and reuse:
+        raise DataError("fresh and reuse came, which ask for opposite things: leave one out.")
     # Bars of several processes would overwrite each other.
     maker = Maker(grid, data, cache, code_hash(), progress and jobs == 1)
     chosen = _chosen(grid, only, datasets)
@@ -86,11 +92,15 @@ def run_recommender_benchmark(
         maker.environment(task)
     plans = [_plan(maker, task, folder) for task in chosen]
     if dry_run:
-        for plan in plans:
-            say(f"{plan.task.name}: {'to be made anew' if fresh else plan.state}")
+        _say_plans(plans, fresh, reuse, say)
         return None, 0
     with locked(folder):
         failed = 0
+        if reuse:
+            cells = find_cells(reuse, plans)
+            for cell in cells:
+                cell.take()
+            say(f"{len(cells)} cells are taken from where they were made before.")
         if not report_only:
             _write_run(folder, grid, command)
             if fresh:
@@ -98,6 +108,16 @@ def run_recommender_benchmark(
                     shutil.rmtree(plan.folder, ignore_errors=True)
             failed = _run(plans, maker, jobs, say)
         return _report(grid, folder, maker, command, say), failed
+
+
+def _say_plans(
+    plans: Sequence[Plan], fresh: bool, reuse: Sequence[str | Path], say: Callable[[str], None]
+) -> None:
+    """Says what would become of each cell."""
+    found = {cell.plan.key for cell in find_cells(reuse, plans)}
+    for plan in plans:
+        state = "to be taken" if plan.key in found else plan.state
+        say(f"{plan.task.name}: {'to be made anew' if fresh else state}")
 
 
 def begun_tasks(
@@ -241,7 +261,8 @@ def _report(
     say: Callable[[str], None],
 ) -> Path:
     tasks, plans = list(grid.tasks()), _begun(grid, folder, maker)
-    finished = [read_cell(plan) for plan, state in plans if state == "finished"]
+    made = [plan for plan, state in plans if state == "finished"]
+    finished = [read_cell(plan) for plan in made]
     failed = [plan.task.name for plan, state in plans if state == "failed"]
     if not finished:
         raise DataError(
@@ -262,6 +283,7 @@ def _report(
         missing=len(tasks) - len(finished) - len(failed),
         command=shlex.join(command),
     )
+    write_cells(report.parent / CELLS_FILE, made)
     if len(finished) < len(tasks):
         say(f"{len(tasks) - len(finished)} cells of the grid are not there; the rest is reported.")
     return report

@@ -37,12 +37,24 @@ from recsim_env.errors import DataError, IlrecError
 from recsim_env.sequences import SequenceData
 from recsim_env.threads import one_thread
 
-__all__ = ["FAILED", "Finished", "Made", "Maker", "Plan", "read_cell"]
+__all__ = [
+    "CURVE",
+    "FAILED",
+    "METRICS",
+    "RANKS",
+    "Finished",
+    "Made",
+    "Maker",
+    "Plan",
+    "read_cell",
+    "read_json",
+]
 
 logger = logging.getLogger(__name__)
 
-_METRICS, _CURVE, _RANKS, _MODEL = "metrics.json", "curve.csv", "ranks.parquet", "model.zip"
-FAILED, _TRACEBACK = "failed.json", "traceback.txt"
+METRICS, CURVE, RANKS = "metrics.json", "curve.csv", "ranks.parquet"
+FAILED = "failed.json"
+_MODEL, _TRACEBACK = "model.zip", "traceback.txt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +93,7 @@ class Plan:
         """How far it is: "finished", "failed" or "missing"."""
         if not artefacts.check_folder(self.folder):
             return "missing"
-        return "finished" if (self.folder / _METRICS).exists() else "failed"
+        return "finished" if (self.folder / METRICS).exists() else "failed"
 
 
 @dataclass(frozen=True)
@@ -223,10 +235,10 @@ class Maker:
         def write(folder: Path) -> None:
             about = {"key": plan.key, "task": asdict(task), "code": self.code}
             content = json.dumps({**about, **trained.described()}, indent=1)
-            (folder / _METRICS).write_text(content + "\n", encoding="utf-8")
-            write_curve(folder / _CURVE, trained.curve)
+            (folder / METRICS).write_text(content + "\n", encoding="utf-8")
+            write_curve(folder / CURVE, trained.curve)
             table = pa.table({"rank": pa.array(trained.test_ranks, pa.int32())})
-            pq.write_table(table, folder / _RANKS, compression="zstd")
+            pq.write_table(table, folder / RANKS, compression="zstd")
             if self.grid.models:
                 model.save(folder / _MODEL)
 
@@ -255,7 +267,8 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a file of JSON."""
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -265,10 +278,10 @@ def read_cell(plan: Plan) -> Finished:
     Args:
         plan: Of the cell.
     """
-    values = _read_json(plan.folder / _METRICS)
-    with (plan.folder / _CURVE).open(encoding="utf-8", newline="") as stream:
+    values = read_json(plan.folder / METRICS)
+    with (plan.folder / CURVE).open(encoding="utf-8", newline="") as stream:
         curve = [{n: float(v) for n, v in row.items()} for row in csv.DictReader(stream)]
-    found = pq.read_table(plan.folder / _RANKS)["rank"].to_numpy().astype(np.int64)
+    found = pq.read_table(plan.folder / RANKS)["rank"].to_numpy().astype(np.int64)
     names = ("valid", "test", "best_step", "steps", "seconds", "diverged")
     trained = Trained(curve=curve, test_ranks=found, **{name: values[name] for name in names})
     return Finished(plan.task, trained, values["code"])

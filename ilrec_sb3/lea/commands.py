@@ -424,6 +424,7 @@ def _add_benchmark(subparsers: Any) -> None:
             "  ilrec lea benchmark benchmarks/lea/smoke.toml\n"
             "  ilrec lea benchmark benchmarks/lea/table2.toml --data ~/data --jobs 2\n"
             "  ilrec lea benchmark benchmarks/lea/table2.toml --only 'GRU4Rec/*' --report-only\n"
+            "  ilrec lea benchmark my_grid.toml --reuse benchmarks/results/lea/table2/industrial\n"
             "Exit code 1: a cell failed; its folder has failed.json and traceback.txt.\n"
         ),
     )
@@ -433,6 +434,14 @@ def _add_benchmark(subparsers: Any) -> None:
         rows="make these rows only, such as SNQN or GRU4Rec/SNQN; * stands for any text",
         parts=("--datasets", "make these only, likewise"),
         fresh="make the cells asked for anew; feedback stays",
+    )
+    parser.add_argument(
+        "--reuse",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="take finished cells that are the same from there: folders of runs or reports, or a "
+        "cells.parquet that came with a report",
     )
     parser.set_defaults(run=_benchmark)
 
@@ -447,6 +456,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         only=arguments.only,
         datasets=arguments.datasets,
         fresh=arguments.fresh,
+        reuse=arguments.reuse,
         report_only=arguments.report_only,
         dry_run=arguments.dry_run,
         command=arguments.argv,

@@ -10,7 +10,7 @@ import itertools
 import tomllib
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +339,25 @@ class RecommenderGrid:
     def run_name(self) -> str:
         """What its run is called, see `run`."""
         return self.name if self.run is None else self.run
+
+    def only(self, dataset: str) -> RecommenderGrid:
+        """Returns the part of the grid on one of its datasets: the same cells, another report.
+
+        Args:
+            dataset: Its name.
+        """
+        rows = tuple(
+            replace(row, datasets=None)
+            for row in self.rows
+            if row.datasets is None or dataset in row.datasets
+        )
+        return replace(
+            self,
+            name=f"{self.name}-{dataset}",
+            run=self.run_name,
+            datasets={dataset: self.datasets[dataset]},
+            rows=rows,
+        )
 
     def report_folder(self, run: Path) -> Path:
         """Returns where its report goes.
