@@ -207,42 +207,58 @@ class SASRecEncoder(nn.Module):
             items_BL = items_BL.new_full((len(items_BL), 1), self.n_items)
         width = items_BL.shape[1]
         padding_BL = items_BL == self.n_items
-        position = torch.arange(width - 1, -1, -1, device=items_BL.device)
-        x_BLD = self.dropout(self.embedding(items_BL) + self.position(position))
-        allowed_LL = torch.ones(width, width, dtype=torch.bool, device=x_BLD.device).tril()
-        own_LL = torch.eye(width, dtype=torch.bool, device=x_BLD.device)
-        # A padded place may see itself, else its softmax would have nothing to sum over.
-        blocked_BLL = ~((allowed_LL & ~padding_BL[:, None, :]) | own_LL)
-        for number, block in enumerate(self.blocks, start=1):
+        position = self.position.weight[:width].flip(0)  # the last place is the first
+        x_BLD = self.dropout(self.embedding(items_BL) + position)
+        whole = len(self.blocks) - 1 if last else len(self.blocks)
+        blocked_BLL = _blocked(padding_BL) if whole else None
+        for block in self.blocks[:whole]:
+            x_BLD = block(x_BLD, src_mask=blocked_BLL)
+        if last:
+            block = self.blocks[-1]
             assert isinstance(block, nn.TransformerEncoderLayer)
-            if last and number == len(self.blocks):
-                x_BLD = _last_place(block, x_BLD, blocked_BLL)
-                padding_BL = padding_BL[:, -1:]
-            else:
-                x_BLD = block(x_BLD, src_mask=blocked_BLL)
+            x_BLD = _last_place(block, x_BLD, padding_BL)[:, None]
+            padding_BL = padding_BL[:, -1:]
         return torch.where(padding_BL[..., None], 0.0, self.norm(x_BLD))
 
 
-def _last_place(block: nn.TransformerEncoderLayer, x_BLD: Tensor, blocked_BLL: Tensor) -> Tensor:
-    """Returns what the block makes of the last place, (B, 1, D), without the work for the others.
+def _blocked(padding_BL: Tensor) -> Tensor:
+    """Returns which place (second axis) may not see which (third axis), (B, L, L)."""
+    width = padding_BL.shape[1]
+    allowed_LL = torch.ones(width, width, dtype=torch.bool, device=padding_BL.device).tril()
+    own_LL = torch.eye(width, dtype=torch.bool, device=padding_BL.device)
+    # A padded place may see itself, else its softmax would have nothing to sum over.
+    return ~((allowed_LL & ~padding_BL[:, None, :]) | own_LL)
+
+
+def _last_place(block: nn.TransformerEncoderLayer, x_BLD: Tensor, padding_BL: Tensor) -> Tensor:
+    """Returns what the block makes of the last place, (B, D), without the work for the others.
+
+    The last place asks all places x for their keys W_k x + b_k and values W_v x + b_v. Its question
+    q meets a key as q . W_k x + q . b_k, of which the second part is the same for all places and
+    falls out of the softmax: so W_k meets the one question, not all places. The weighted sum of the
+    values is W_v (sum of p x) + b_v (sum of p): so W_v meets the one sum.
 
     Args:
         block: Of one head, with its normalisation first.
         x_BLD: What goes into it.
-        blocked_BLL: Which place (second axis) may not see which (third axis).
+        padding_BL: Places that nobody sees, but for the last one, which sees itself.
     """
-    normed_BLD, x_B1D = block.norm1(x_BLD), x_BLD[:, -1:]
-    seen_B1D, _ = block.self_attn(
-        normed_BLD[:, -1:],
-        normed_BLD,
-        normed_BLD,
-        attn_mask=blocked_BLL[:, -1:],
-        need_weights=False,
+    attention, dim = block.self_attn, x_BLD.shape[-1]
+    query_DD, key_DD, value_DD = attention.in_proj_weight.split(dim)
+    query_D, _, value_D = attention.in_proj_bias.split(dim)
+    normed_BLD, x_BD = block.norm1(x_BLD), x_BLD[:, -1]
+    asked_BD = nn.functional.linear(normed_BLD[:, -1], query_DD, query_D) @ key_DD * dim**-0.5
+    blocked_BL = nn.functional.pad(padding_BL[:, :-1], (0, 1), value=False)
+    scores_BL = (normed_BLD @ asked_BD[:, :, None])[:, :, 0].masked_fill(blocked_BL, -torch.inf)
+    shares_BL = nn.functional.dropout(scores_BL.softmax(dim=1), attention.dropout, block.training)
+    seen_BD = (shares_BL[:, None] @ normed_BLD)[:, 0]
+    value_BD = (
+        nn.functional.linear(seen_BD, value_DD) + shares_BL.sum(dim=1, keepdim=True) * value_D
     )
-    x_B1D = x_B1D + block.dropout1(seen_B1D)
-    inner_B1H = block.dropout(block.activation(block.linear1(block.norm2(x_B1D))))
-    out_B1D: Tensor = x_B1D + block.dropout2(block.linear2(inner_B1H))
-    return out_B1D
+    x_BD = x_BD + block.dropout1(attention.out_proj(value_BD))
+    inner_BH = block.dropout(block.activation(block.linear1(block.norm2(x_BD))))
+    out_BD: Tensor = x_BD + block.dropout2(block.linear2(inner_BH))
+    return out_BD
 
 
 Encoder = GRUEncoder | SASRecEncoder

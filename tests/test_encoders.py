@@ -78,6 +78,8 @@ def test_states_are_causal(kind: str) -> None:
 def test_sasrec_encodes_the_last_place_alone(blocks: int) -> None:
     torch.manual_seed(1)
     net = SASRecEncoder(N_ITEMS, 8, 6, blocks).eval()
+    for weight in net.parameters():  # biases, too, which begin as zeros
+        torch.nn.init.normal_(weight, std=0.5)
     items = torch.randint(N_ITEMS, (7, 6))
     for row in range(7):
         items[row, :row] = N_ITEMS  # from a whole sequence to an empty one
