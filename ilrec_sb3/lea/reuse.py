@@ -101,12 +101,12 @@ def find_cells(sources: Sequence[str | Path], plans: Sequence[Plan]) -> list[Fou
 def _cells_of(source: Path) -> Iterator[tuple[str, _Writer]]:
     """Yields the keys of the cells of a source, and what writes each into a folder."""
     file = source / CELLS_FILE if source.is_dir() else source
-    if file.is_file():
-        yield from _from_file(file)
-    elif (source / CELLS).is_dir():
+    if (source / CELLS).is_dir():
         for metrics in sorted((source / CELLS).glob(f"*/*/*/{METRICS}")):
             if artefacts.check_folder(metrics.parent):
                 yield read_json(metrics)["key"], _copying(metrics.parent)
+    elif file.is_file():
+        yield from _from_file(file)
     else:
         raise DataError(
             f"{source} came to take cells from, expected the folder of a run, or of a report with "
