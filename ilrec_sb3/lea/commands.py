@@ -424,7 +424,7 @@ def _add_benchmark(subparsers: Any) -> None:
             "  ilrec lea benchmark benchmarks/lea/smoke.toml\n"
             "  ilrec lea benchmark benchmarks/lea/table2.toml --data ~/data --jobs 2\n"
             "  ilrec lea benchmark benchmarks/lea/table2.toml --only 'GRU4Rec/*' --report-only\n"
-            "  ilrec lea benchmark my_grid.toml --reuse benchmarks/results/lea/table2/industrial\n"
+            "  ilrec lea benchmark my_grid.toml --reuse benchmarks/results/lea/table3/industrial\n"
             "Exit code 1: a cell failed; its folder has failed.json and traceback.txt.\n"
         ),
     )
