@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -189,10 +190,12 @@ def _swap(new: Path, target: Path) -> None:
             target.rename(old)
         try:
             new.rename(target)
-        except OSError:
-            if not target.is_dir():
+        except OSError as error:
+            # Another writer was quicker: replace its folder. A third one may have taken it away
+            # since, so that the error says more than a look at the target.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not target.is_dir():
                 raise
-            continue  # another writer was quicker: replace its folder
+            continue
         finally:
             shutil.rmtree(old, ignore_errors=True)
         return

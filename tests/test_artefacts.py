@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,6 +103,24 @@ def test_writers_at_the_same_time_leave_one_whole_folder(tmp_path: Path) -> None
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
     assert artefacts.check_folder(tmp_path / "made")
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_writer_whose_rival_is_replaced_by_a_third_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename, refused = tmp_path / "made", Path.rename, []
+
+    def once_taken(self: Path, to: Path) -> Path:
+        if to == target and not refused:  # the rival's folder came, and is gone again
+            refused.append(self)
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(self))
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", once_taken)
+    artefacts.write_folder(target, lambda f: (f / "n.txt").write_text("1") and None)
+    assert refused
+    assert artefacts.check_folder(target)
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
 
 
